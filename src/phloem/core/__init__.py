@@ -1,0 +1,1 @@
+"""Vocabulary: the values every other package speaks in. Standard library, numpy and msgspec only; no torch, no I/O."""

@@ -1,0 +1,66 @@
+"""Every option there is, once: name, type, bounds, default, help. The command line is generated from this struct."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Dtype = Literal["auto", "bfloat16", "float32"]
+Quantize = Literal["auto", "none", "int8", "int4"]
+Policy = Literal["fcfs", "lpm", "priority"]
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Frozen after `core.resolve`; read in core and launch only, everybody else receives plain values."""
+
+    # -- model
+    model: Annotated[str, Meta(description="GGUF file, Hugging Face folder, hub id, `default`, or dummy:<name>")] = (
+        "default"
+    )
+    served_model_name: Annotated[str | None, Meta(description="name in the API; default: derived from the model")] = (
+        None
+    )
+    dtype: Annotated[Dtype, Meta(description="activation type; auto: the fastest that keeps the model's precision")] = (
+        "auto"
+    )
+    quantize: Annotated[Quantize, Meta(description="weight storage; auto: as the checkpoint stores it")] = "auto"
+    chat_template: Annotated[str | None, Meta(description="file with a Jinja chat template; default: the model's")] = (
+        None
+    )
+    max_model_len: Annotated[
+        Annotated[int, Meta(ge=2)] | None, Meta(description="longest context in tokens; default: the model's")
+    ] = None
+    seed: Annotated[int, Meta(ge=0, description="base of the seeds of requests that bring none")] = 0
+
+    # -- machine
+    device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="where the model runs")] = "auto"
+    threads: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads of the model; default: every core")
+    ] = None
+    memory_gb: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Meta(description="GB for the KV cache; default: solved from what is free")
+    ] = None
+    page_size: Annotated[int, Meta(ge=1, description="tokens a KV page; the CPU kernels want a multiple of 32")] = 32
+
+    # -- scheduling
+    policy: Annotated[Policy, Meta(description="who goes first among the waiting")] = "lpm"
+    max_running: Annotated[int, Meta(ge=1, description="sequences running at once")] = 64
+    max_step_tokens: Annotated[int, Meta(ge=1, description="token budget of one step")] = 512
+    max_queue: Annotated[int, Meta(ge=1, description="requests open at once before the server answers 503")] = 1024
+    overlap: Annotated[
+        Literal["auto", "0", "1"], Meta(description="steps planned ahead; auto: 0 on CPU, 1 on a GPU")
+    ] = "auto"
+    prefix_cache: Annotated[bool, Meta(description="keep and share the KV cache of prompts and answers")] = True
+
+    # -- server
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
+    api_key: Annotated[str | None, Meta(description="bearer key that clients must send; default: none")] = None
+    max_body_mb: Annotated[float, Meta(gt=0, description="largest HTTP body in MB")] = 8.0
+    drain_timeout_s: Annotated[float, Meta(ge=0, description="seconds that running requests get at shutdown")] = 10.0
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least severe line logged")] = (
+        "info"
+    )
+    record: Annotated[str | None, Meta(description="file that every decision is recorded to, for replay")] = None

@@ -1,0 +1,1 @@
+"""Programs captured once and run every step: static inputs, static buffers, one call."""

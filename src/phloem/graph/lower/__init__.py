@@ -1,0 +1,1 @@
+"""From the lowered vocabulary to something that runs: implementations chosen, buffers placed."""

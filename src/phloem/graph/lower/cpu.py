@@ -1,0 +1,176 @@
+"""Lowering for the CPU: what runs the graph, how each parameter is stored, and the program made of both.
+
+    target = pick_target(step, dtype="auto", quantize="auto", page_size=32)     # what, and why not otherwise
+    weights = target.load(step, checkpoint, num_threads=2)                      # carry out the recipes
+    program = target.program(step, weights, caches=pool.layers, inputs=inputs)  # capture
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from phloem.core.errors import ConfigError
+from phloem.graph.capture.inputs import StepDims, StepInputs
+from phloem.graph.checkpoint.checkpoint import Checkpoint
+from phloem.graph.ir import StepGraph, cache_name
+from phloem.graph.lower.native import Parameter, TapeProgram
+from phloem.graph.lower.reference import ReferenceProgram
+from phloem.graph.weights import load_raw, to_torch
+from phloem.kernels.cpu import library
+from phloem.kernels.cpu.kv_layout import PAGE_SIZE_MULTIPLE
+from phloem.kernels.cpu.library import Library, Pool
+from phloem.kernels.cpu.pack import Packer, natural_storage
+from phloem.kernels.spec import RawWeight
+
+QUANTIZED_STORAGE = {"int8": "q8", "int4": "q4"}
+
+
+class StepProgram(Protocol):
+    """A compiled model: static inputs, and one call that turns them into logits."""
+
+    inputs: StepInputs
+
+    def run(self, dims: StepDims) -> torch.Tensor:
+        """Logits `[num_logits, vocabulary]` float32 of the tokens in `logit_rows`; valid until the next run."""
+
+    def argmax(self, dims: StepDims) -> Sequence[int] | None:
+        """The most likely token of each of those rows, where the program has it for free."""
+
+    def close(self) -> None:
+        """Give back threads and memory."""
+
+
+@dataclass(frozen=True)
+class NativeTarget:
+    """The native kernels: weights packed in the storage nearest to the checkpoint's encoding, one tape a step."""
+
+    activation: torch.dtype
+    quantize: str
+    page_size: int
+    pool: Pool
+    library: Library
+
+    @property
+    def description(self) -> str:
+        weights = "as the checkpoint stores them" if self.quantize == "auto" else self.quantize
+        return f"native tape, {self.pool.num_threads} threads, {_name(self.activation)}, weights {weights}"
+
+    def load(self, step: StepGraph, checkpoint: Checkpoint) -> Mapping[str, Parameter]:
+        """Matrices packed for the kernels, vectors in float32."""
+        packer = Packer(self.library, self.pool)
+        parameters: dict[str, Parameter] = {}
+        for name, recipe in step.recipes.items():
+            raw = load_raw(recipe, checkpoint)
+            is_matrix = len(raw.shape) == 2
+            parameters[name] = (
+                packer.pack(raw, storage=self._storage(raw)) if is_matrix else to_torch(raw, torch.float32)
+            )
+        return parameters
+
+    def program(
+        self,
+        step: StepGraph,
+        parameters: Mapping[str, Parameter],
+        *,
+        caches: Sequence[torch.Tensor],
+        inputs: StepInputs,
+    ) -> StepProgram:
+        """Capture the graph over these weights, caches and inputs."""
+        return TapeProgram(
+            graph=step.graph,
+            parameters=parameters,
+            caches={cache_name(index): cache for index, cache in enumerate(caches)},
+            inputs=inputs,
+            page_size=self.page_size,
+            activation=self.activation,
+            library=self.library,
+            pool=self.pool,
+        )
+
+    def _storage(self, raw: RawWeight) -> str:
+        natural = natural_storage(raw.encoding, dtype=self.activation, num_columns=raw.num_columns)
+        is_wide = natural in ("bf16", "f32")
+        if self.quantize == "none":
+            return "bf16" if self.activation == torch.bfloat16 else "f32"
+        if self.quantize == "auto" or not is_wide or raw.num_columns % 32:
+            return natural
+        return QUANTIZED_STORAGE[self.quantize]
+
+
+@dataclass(frozen=True)
+class ReferenceTarget:
+    """Plain torch, op by op; `reason` says why the native kernels do not serve."""
+
+    activation: torch.dtype
+    page_size: int
+    reason: str
+
+    @property
+    def description(self) -> str:
+        return f"torch references, {_name(self.activation)} (slow: {self.reason})"
+
+    def load(self, step: StepGraph, checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
+        """Every parameter as a tensor of the activation type; frequencies stay float32."""
+        return {
+            name: to_torch(load_raw(recipe, checkpoint), torch.float32 if name == "inv_freq" else self.activation)
+            for name, recipe in step.recipes.items()
+        }
+
+    def program(
+        self,
+        step: StepGraph,
+        parameters: Mapping[str, torch.Tensor],
+        *,
+        caches: Sequence[torch.Tensor],
+        inputs: StepInputs,
+    ) -> StepProgram:
+        """Interpret the graph over these weights, caches and inputs."""
+        views = {
+            cache_name(index): cache.view(cache.shape[0], 2, self.page_size, layer.num_kv_heads, layer.head_dim)
+            for index, (cache, layer) in enumerate(zip(caches, step.layers, strict=True))
+        }
+        return ReferenceProgram(graph=step.graph, parameters=parameters, caches=views, inputs=inputs)
+
+
+Target = NativeTarget | ReferenceTarget
+
+
+def pick_target(step: StepGraph, *, dtype: str, quantize: str, page_size: int, num_threads: int) -> Target:
+    """The native kernels where they serve this machine and model, the references elsewhere.
+
+    `dtype` "auto" is bfloat16 on the native kernels (the residual stream stays float32) and float32 on the references.
+    ConfigError when an option asks for what the references cannot do.
+    """
+    found = library.load()
+    reason = _refusal(step, page_size) or ("" if found.library else found.reason)
+    if found.library is None or reason:
+        if quantize in QUANTIZED_STORAGE:
+            raise ConfigError(f"--quantize {quantize} needs the native kernels: {reason}", field="quantize")
+        activation = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        return ReferenceTarget(activation=activation, page_size=page_size, reason=reason)
+    activation = torch.float32 if dtype == "float32" else torch.bfloat16
+    return NativeTarget(
+        activation=activation,
+        quantize=quantize,
+        page_size=page_size,
+        pool=found.library.pool(num_threads),
+        library=found.library,
+    )
+
+
+def _refusal(step: StepGraph, page_size: int) -> str:
+    """Why the native kernels cannot run this model; empty if they can."""
+    if page_size % PAGE_SIZE_MULTIPLE:
+        return f"the page size {page_size} is no multiple of {PAGE_SIZE_MULTIPLE}"
+    for layer in step.layers:
+        if layer.head_dim % 16:
+            return f"the head dimension {layer.head_dim} is no multiple of 16"
+    return ""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,208 @@
+"""Lowering to the native CPU kernels: every node becomes instructions of one tape over static buffers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from phloem.graph.capture.inputs import StepDims, StepInputs
+from phloem.graph.ir import ATTENTION_META, spec_of
+from phloem.graph.lower.buffers import place_buffers, resolve
+from phloem.graph.ops.contract import Op
+from phloem.kernels.cpu.library import Library, Pool
+from phloem.kernels.cpu.pack import PackedWeight
+from phloem.kernels.cpu.tape import AttentionMeta, CacheShape, Dims, Rows, Tape
+
+Parameter = PackedWeight | torch.Tensor
+
+
+class TapeProgram:
+    """A lowered graph captured as a tape: one native call a step, the most likely tokens included."""
+
+    def __init__(
+        self,
+        *,
+        graph: fx.Graph,
+        parameters: Mapping[str, Parameter],
+        caches: Mapping[str, torch.Tensor],
+        inputs: StepInputs,
+        page_size: int,
+        activation: torch.dtype,
+        library: Library,
+        pool: Pool,
+    ) -> None:
+        self.inputs = inputs
+        self._pool = pool
+        self._tape = Tape(library, pool)
+        max_tokens = inputs.limits.max_tokens
+        emitter = _Emitter(
+            tape=self._tape,
+            buffers=place_buffers(graph, max_tokens=max_tokens, activation=activation),
+            parameters=parameters,
+            caches=caches,
+            inputs=inputs,
+            page_size=page_size,
+        )
+        self._logits = emitter.emit(graph)
+        self._best_ids = torch.empty(max_tokens, dtype=torch.int32)
+        self._best_values = torch.empty(max_tokens, dtype=torch.float32)
+        self._tape.argmax(self._logits, self._best_ids, self._best_values)
+
+    def run(self, dims: StepDims) -> torch.Tensor:
+        """Logits `[num_logits, vocabulary]` float32, valid until the next run."""
+        self._tape.run(Dims(dims.num_tokens, dims.num_logits, dims.num_rows, dims.num_shared))
+        return self._logits[: dims.num_logits]
+
+    def argmax(self, dims: StepDims) -> Sequence[int] | None:
+        """The most likely token of each row of the last run's logits; the lowest id of ties."""
+        ids: list[int] = self._best_ids[: dims.num_logits].tolist()
+        return ids
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.close()
+
+
+@dataclass(frozen=True)
+class _Emitter:
+    """Walks a lowered graph and writes one op after the other to the tape."""
+
+    tape: Tape
+    buffers: Mapping[fx.Node, tuple[torch.Tensor, ...]]
+    parameters: Mapping[str, Parameter]
+    caches: Mapping[str, torch.Tensor]
+    inputs: StepInputs
+    page_size: int
+
+    def emit(self, graph: fx.Graph) -> torch.Tensor:
+        """Emit every node; returns the buffer of the logits."""
+        rules: dict[str, Callable[[fx.Node], None]] = {
+            "embed": self._embed,
+            "rms_norm": self._rms_norm,
+            "add_rms_norm": self._add_rms_norm,
+            "linear": self._linear,
+            "rope_kv_write": self._rope_kv_write,
+            "paged_attention": self._paged_attention,
+            "silu_mul": self._silu_mul,
+            "select_rows": self._select_rows,
+        }
+        for node in graph.nodes:
+            if isinstance(node.target, Op):
+                rules[node.target.name](node)
+            elif node.op == "output":
+                return self._value(node.args[0])
+            else:
+                assert node.op != "call_function" or node.target is operator.getitem, f"{node} is not lowered"
+        raise AssertionError("the graph has no output")
+
+    def _embed(self, node: fx.Node) -> None:
+        token_ids, weight = node.args
+        self.tape.embed(self._value(token_ids), self._matrix(weight), self._out(node))
+
+    def _rms_norm(self, node: fx.Node) -> None:
+        x, weight, eps = node.args
+        self.tape.rms_norm(self._value(x), self._value(weight), self._out(node), eps=_real(eps), rows=_rows(node))
+
+    def _add_rms_norm(self, node: fx.Node) -> None:
+        x, residual, weight, eps = node.args
+        out, new_residual = self.buffers[node]
+        self.tape.add_rms_norm(
+            self._value(x),
+            self._value(residual),
+            self._value(weight),
+            out,
+            eps=_real(eps),
+            new_residual=new_residual,
+            rows=_rows(node),
+        )
+
+    def _linear(self, node: fx.Node) -> None:
+        x, weight, bias, _ = node.args
+        bias_N = None if bias is None else self._value(bias)
+        self.tape.linear(self._value(x), self._matrix(weight), self._out(node), bias=bias_N, rows=_rows(node))
+
+    def _rope_kv_write(self, node: fx.Node) -> None:
+        qkv, q_norm, k_norm, eps, positions, slots, inv_freq, cache = node.args
+        self.tape.rope_kv_write(
+            self._value(qkv),
+            self._out(node),
+            self._value(cache),
+            shape=self._cache_shape(cache),
+            positions=self._value(positions),
+            slots=self._value(slots),
+            inv_freq=self._value(inv_freq),
+            q_norm=None if q_norm is None else self._value(q_norm),
+            k_norm=None if k_norm is None else self._value(k_norm),
+            eps=_real(eps),
+        )
+
+    def _paged_attention(self, node: fx.Node) -> None:
+        q, cache, *_, scale, window = node.args
+        assert isinstance(q, fx.Node)
+        num_heads = spec_of(q).shape[1]
+        assert isinstance(num_heads, int)
+        assert window is None or isinstance(window, int)
+        self.tape.paged_attention(
+            self._value(q),
+            self._value(cache),
+            self._out(node),
+            meta=AttentionMeta(*(self.inputs.tensor(name) for name in ATTENTION_META)),
+            shape=self._cache_shape(cache),
+            num_heads=num_heads,
+            scale=_real(scale),
+            window=window,
+        )
+
+    def _silu_mul(self, node: fx.Node) -> None:
+        self.tape.silu_mul(self._value(node.args[0]), self._out(node), rows=_rows(node))
+
+    def _select_rows(self, node: fx.Node) -> None:
+        x, index = node.args
+        self.tape.select_rows(self._value(x), self._value(index), self._out(node))
+
+    def _out(self, node: fx.Node) -> torch.Tensor:
+        (buffer,) = self.buffers[node]
+        return buffer
+
+    def _value(self, argument: Any) -> torch.Tensor:
+        """The memory behind an argument: a step input, a cache, a vector parameter or an earlier result."""
+        assert isinstance(argument, fx.Node)
+        if argument.op == "placeholder":
+            name = str(argument.target)
+            return self.caches[name] if name in self.caches else self.inputs.tensor(name)
+        if argument.op == "get_attr":
+            parameter = self.parameters[str(argument.target)]
+            assert isinstance(parameter, torch.Tensor), f"{argument.target} is a matrix"
+            return parameter
+        owner, index = resolve(argument)
+        return self.buffers[owner][index]
+
+    def _matrix(self, argument: Any) -> PackedWeight:
+        assert isinstance(argument, fx.Node)
+        parameter = self.parameters[str(argument.target)]
+        assert isinstance(parameter, PackedWeight), f"{argument.target} is not packed"
+        return parameter
+
+    def _cache_shape(self, argument: Any) -> CacheShape:
+        assert isinstance(argument, fx.Node)
+        *_, num_kv_heads, head_dim = spec_of(argument).shape
+        assert isinstance(num_kv_heads, int)
+        assert isinstance(head_dim, int)
+        return CacheShape(num_kv_heads=num_kv_heads, head_dim=head_dim, page_size=self.page_size)
+
+
+def _real(argument: Any) -> float:
+    assert isinstance(argument, int | float)
+    return float(argument)
+
+
+def _rows(node: fx.Node) -> Rows:
+    """Which of the step's sizes a node's result has."""
+    spec = node.meta["spec"]
+    first = spec[0] if isinstance(spec, tuple) else spec
+    return Rows.LOGITS if first.shape[0] == "L" else Rows.TOKENS

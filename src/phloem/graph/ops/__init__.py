@@ -1,0 +1,1 @@
+"""The op vocabulary: every op is a contract with a plain-torch reference."""

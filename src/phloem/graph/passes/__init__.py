@@ -1,0 +1,1 @@
+"""Graph rewrites, one a file: pure functions from a stage to the next."""

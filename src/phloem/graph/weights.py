@@ -1,0 +1,134 @@
+"""Weight recipes: how each parameter of a graph is made from the tensors of a checkpoint, and the loader that does it.
+
+A pass that merges parameters writes the merged recipe; loading follows it tensor by tensor. Row-wise work is done on
+the bytes as stored, so a quantized weight stays quantized; where parts of different encodings are joined they become
+float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from phloem.core.errors import ModelError
+from phloem.graph.checkpoint.checkpoint import Checkpoint
+from phloem.kernels.spec import RawWeight, concat
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of the checkpoint, as it is; it must have this shape."""
+
+    name: str
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Numbers that the configuration implies, such as rotary frequencies."""
+
+    values: npt.NDArray[np.float32]
+
+    @property
+    def shape(self) -> Shape:
+        return self.values.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The given rows of `source`, in that order: a permutation (an index array) or a part (a slice with bounds)."""
+
+    source: WeightRecipe
+    index: npt.NDArray[np.intp] | slice
+
+    @property
+    def shape(self) -> Shape:
+        num_rows = self.source.shape[0]
+        kept = len(range(num_rows)[self.index]) if isinstance(self.index, slice) else len(self.index)
+        return (kept, *self.source.shape[1:])
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Parts joined along their first dimension."""
+
+    parts: tuple[WeightRecipe, ...]
+
+    @property
+    def shape(self) -> Shape:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+
+WeightRecipe = Stored | Constant | Rows | Concat
+
+
+def load_raw(recipe: WeightRecipe, checkpoint: Checkpoint) -> RawWeight:
+    """Carry out a recipe. ModelError names a tensor that is missing or has another shape."""
+    match recipe:
+        case Stored(name, shape):
+            return _stored(name, shape, checkpoint)
+        case Constant(values):
+            return RawWeight.from_array(values)
+        case Rows(source, index):
+            raw = load_raw(source, checkpoint)
+            return raw.rows(index) if len(raw.shape) == 2 else RawWeight.from_array(raw.dequantize()[index])
+        case Concat(parts):
+            return _joined([load_raw(part, checkpoint) for part in parts])
+
+
+def to_torch(raw: RawWeight, dtype: torch.dtype) -> torch.Tensor:
+    """The numbers of a weight as a tensor of its shape (a copy)."""
+    if raw.encoding == "BF16":
+        return torch.from_numpy(raw.data.copy()).view(torch.bfloat16).reshape(raw.shape).to(dtype)
+    return torch.from_numpy(np.array(raw.dequantize())).to(dtype)
+
+
+def sources(recipe: WeightRecipe) -> Iterator[Stored]:
+    """The checkpoint tensors a recipe reads."""
+    match recipe:
+        case Stored():
+            yield recipe
+        case Rows(source, _):
+            yield from sources(source)
+        case Concat(parts):
+            for part in parts:
+                yield from sources(part)
+        case Constant():
+            return
+
+
+def stored_bytes(recipe: WeightRecipe, checkpoint: Checkpoint) -> int:
+    """Bytes of a recipe's tensors as the checkpoint stores them; nothing is read. A constant is float32."""
+    if isinstance(recipe, Constant):
+        return recipe.values.nbytes
+    entries = checkpoint.tensors.entries
+    return sum(entries[source.name].num_bytes for source in sources(recipe) if source.name in entries)
+
+
+def _stored(name: str, shape: Shape, checkpoint: Checkpoint) -> RawWeight:
+    if name not in checkpoint.tensors:
+        raise ModelError(
+            f"{checkpoint.path}: tensor {name!r} is missing;"
+            " the download is incomplete or the configuration is of another model",
+            field=str(checkpoint.path),
+        )
+    raw = checkpoint.tensors[name]
+    if raw.shape != shape:
+        raise ModelError(
+            f"{checkpoint.path}: tensor {name!r} has shape {raw.shape}, the configuration implies {shape};"
+            " configuration and weights are of different models",
+            field=str(checkpoint.path),
+        )
+    return raw
+
+
+def _joined(parts: list[RawWeight]) -> RawWeight:
+    if len({part.encoding for part in parts}) == 1:
+        return concat(parts)
+    return RawWeight.from_array(np.concatenate([part.dequantize() for part in parts]))

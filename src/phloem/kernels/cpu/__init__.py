@@ -1,0 +1,1 @@
+"""The native CPU kernels: packed weights, the instruction tape and the library that runs it."""

@@ -1,0 +1,292 @@
+// paged_attention and its merge. The arithmetic for one query, head and chunk of keys is the same in every piece, and
+// chunks merge in order: a token's result does not depend on how the work was cut (README.md).
+//
+// args: 0 plan, 1 q [T, H, d], 2 cache, 3 y [T, H*d], 4 block table int32 [R, max_pages], 5 max_pages, 6 H, 7 K, 8 d,
+//       9 page size, 10 window or 0, 11 activation type, 12 shared_start, 13 shared_rows; reals: 0 scale
+#include "attention_plan.h"
+#include "kv_layout.h"
+#include "ops.h"
+#include "tile.h"
+
+namespace {
+
+constexpr int64_t MAX_DIM = 256;
+
+// A thread's working set for QUERY_VECTORS query vectors that share a kv head.
+template <class A>
+struct Work {
+    A q[QUERY_VECTORS * MAX_DIM];
+    float scores[QUERY_VECTORS * CHUNK];
+    A weights[QUERY_VECTORS * CHUNK];
+    float out[QUERY_VECTORS * MAX_DIM];    // of one chunk
+    float total[QUERY_VECTORS * MAX_DIM];  // merged so far
+    float peak[QUERY_VECTORS], sum[QUERY_VECTORS], total_peak[QUERY_VECTORS], total_sum[QUERY_VECTORS];
+    int32_t position[QUERY_VECTORS], token[QUERY_VECTORS], head[QUERY_VECTORS];
+    int64_t partial[QUERY_VECTORS];
+    int64_t size;
+};
+
+template <class A>
+struct Attention {
+    const Instruction& in;
+    const AttentionPlan& plan;
+    KvLayout<A> layout;
+    int64_t heads, group, dim, window;
+    float scale;
+    Work<A>& w;
+
+    Attention(const Instruction& i, Scratch& scratch)
+        : in(i), plan(*pointer<AttentionPlan>(i, 0)), layout{i.args[7], i.args[8], i.args[9]}, heads(i.args[6]),
+          group(i.args[6] / i.args[7]), dim(i.args[8]), window(i.args[10]), scale(i.reals[0] * LOG2E),
+          w(*reinterpret_cast<Work<A>*>(scratch.base)) {
+        static_assert(sizeof(Work<A>) <= SCRATCH_BYTES, "working set fits the scratch");
+    }
+
+    // ---- gathering query vectors
+
+    void add_query(const Row& row, int32_t token, int64_t head, int64_t chunk) {
+        const int64_t i = w.size++;
+        memcpy(w.q + i * dim, pointer<A>(in, 1) + (token * heads + head) * dim, size_t(dim) * sizeof(A));
+        w.position[i] = row.first_position + (token - row.token_begin);
+        w.token[i] = token;
+        w.head[i] = int32_t(head);
+        const int64_t chunks = row.chunk_end - row.chunk_begin;
+        const int64_t slot = row.partial + (token - row.token_begin) * chunks + (chunk - row.chunk_begin);
+        w.partial[i] = (slot * heads + head) * partial_floats(dim);
+    }
+
+    void add_queries(const Row& row, int32_t token, int64_t kv_head, int64_t chunk) {
+        for (int64_t h = 0; h < group; h++) add_query(row, token, kv_head * group + h, chunk);
+    }
+
+    // ---- one chunk
+
+    // The keys of the chunk that some gathered query sees: [low, high) as absolute positions, low even.
+    void visible(int64_t chunk, int64_t& low, int64_t& high) const {
+        low = (chunk + 1) * CHUNK;
+        high = chunk * CHUNK;
+        for (int64_t i = 0; i < w.size; i++) {
+            const int64_t first = first_key(i, chunk), last = last_key(i, chunk);
+            if (last <= first) continue;
+            if (first < low) low = first;
+            if (last > high) high = last;
+        }
+        low &= ~int64_t(1);
+    }
+    int64_t first_key(int64_t i, int64_t chunk) const {
+        const int64_t start = chunk * CHUNK, seen = window > 0 ? w.position[i] - window + 1 : 0;
+        return seen > start ? seen : start;
+    }
+    int64_t last_key(int64_t i, int64_t chunk) const {
+        const int64_t end = (chunk + 1) * CHUNK, seen = w.position[i] + 1;
+        return seen < end ? seen : end;
+    }
+
+    A* cache() const { return pointer<A>(in, 2); }
+    int64_t page_of(int64_t row, int64_t key) const {
+        return pointer<int32_t>(in, 4)[row * in.args[5] + key / layout.page_size];
+    }
+
+    // scores[i, key - start] = q_i . k_key, four blocks of sixteen keys of one page at a time.
+    void score(int64_t row, int64_t kv_head, int64_t start, int64_t low, int64_t high) {
+        for (int64_t key = low & ~int64_t(15); key < high;) {
+            const int64_t in_page = layout.page_size - key % layout.page_size;
+            const int64_t left = high - key < in_page ? high - key : in_page;
+            const int64_t panels = left > 48 ? 4 : (left + 15) / 16;
+            const A* keys = layout.keys(cache(), page_of(row, key), kv_head) + key % layout.page_size * dim;
+            multiply_rows<A>({reinterpret_cast<const char*>(w.q), dim * int64_t(sizeof(A)),
+                              reinterpret_cast<const char*>(keys), layout.key_panel_bytes(), 64, layout.key_steps(),
+                              w.scores + (key - start), CHUNK, false},
+                             w.size, int(panels));
+            key += panels * 16;
+        }
+    }
+
+    // Softmax numerators of query i over [low, high), zero outside its own keys; its peak and sum.
+    void weigh(int64_t i, int64_t chunk, int64_t low, int64_t high) {
+        const int64_t start = chunk * CHUNK, first = first_key(i, chunk) - start, last = last_key(i, chunk) - start;
+        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const __m512 lowest = _mm512_set1_ps(-__builtin_inff()), scaling = _mm512_set1_ps(scale);
+        const int64_t block = (low - start) & ~int64_t(15);
+        float* scores = w.scores + i * CHUNK;
+        __m512 peak = lowest;
+        for (int64_t k = block; k < high - start; k += 16) {
+            const __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(int(k)));
+            const __mmask16 seen = _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32(int(first))) &
+                                   _mm512_cmplt_epi32_mask(key, _mm512_set1_epi32(int(last)));
+            const __m512 s = _mm512_mask_mul_ps(lowest, seen, _mm512_loadu_ps(scores + k), scaling);
+            _mm512_storeu_ps(scores + k, s);
+            peak = _mm512_max_ps(peak, s);
+        }
+        w.peak[i] = last > first ? _mm512_reduce_max_ps(peak) : -__builtin_inff();
+        const __m512 top = _mm512_set1_ps(last > first ? w.peak[i] : 0.0f);
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t k = block; k < high - start; k += 16) {
+            const __m512 p = exp2_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + k), top));
+            sum = _mm512_add_ps(sum, p);
+            store_act(w.weights + i * CHUNK + k, p, 0xffff);
+        }
+        w.sum[i] = _mm512_reduce_add_ps(sum);
+    }
+
+    // out[i] = weights[i] . values over [low, high), page by page.
+    void gather_values(int64_t row, int64_t kv_head, int64_t start, int64_t low, int64_t high) {
+        bool accumulate = false;
+        for (int64_t key = low; key < high;) {
+            const int64_t page_end = (key / layout.page_size + 1) * layout.page_size;
+            const int64_t end = high < page_end ? high : page_end;
+            const int64_t steps = (end - key + layout.PER_STEP - 1) / layout.PER_STEP;
+            const A* values = layout.values(cache(), page_of(row, key), kv_head);
+            const char* b = reinterpret_cast<const char*>(values + layout.value_at(key % layout.page_size, 0));
+            for (int64_t p = 0; p < dim / 16; p += MAX_NP) {
+                const int panels = dim / 16 - p < MAX_NP ? int(dim / 16 - p) : MAX_NP;
+                multiply_rows<A>({reinterpret_cast<const char*>(w.weights + (key - start)), CHUNK * int64_t(sizeof(A)),
+                                  b + p * 64, 64, layout.value_step_bytes(), steps, w.out + p * 16, dim, accumulate},
+                                 w.size, panels);
+            }
+            accumulate = true;
+            key = end;
+        }
+    }
+
+    void attend(int64_t row, int64_t kv_head, int64_t chunk) {
+        int64_t low, high;
+        visible(chunk, low, high);
+        if (high <= low) {
+            for (int64_t i = 0; i < w.size; i++) w.peak[i] = -__builtin_inff();
+            return;
+        }
+        score(row, kv_head, chunk * CHUNK, low, high);
+        for (int64_t i = 0; i < w.size; i++) weigh(i, chunk, low, high);
+        gather_values(row, kv_head, chunk * CHUNK, low, high);
+    }
+
+    // ---- merging (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018, section 3)
+
+    void clear_total(int64_t i) {
+        w.total_peak[i] = -__builtin_inff();
+        w.total_sum[i] = 0.0f;
+        memset(w.total + i * dim, 0, size_t(dim) * 4);
+    }
+
+    void merge(int64_t i, const float* out, float peak, float sum) {
+        if (peak == -__builtin_inff()) return;
+        const float top = w.total_peak[i] > peak ? w.total_peak[i] : peak;
+        const float keep = exp2_one(w.total_peak[i] - top), take = exp2_one(peak - top);
+        w.total_sum[i] = __builtin_fmaf(sum, take, w.total_sum[i] * keep);
+        w.total_peak[i] = top;
+        float* total = w.total + i * dim;
+        for (int64_t j = 0; j < dim; j += 16) {
+            const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(total + j), _mm512_set1_ps(keep));
+            _mm512_storeu_ps(total + j, _mm512_fmadd_ps(_mm512_loadu_ps(out + j), _mm512_set1_ps(take), kept));
+        }
+    }
+
+    void write_output(int64_t i, int64_t token, int64_t head) {
+        const __m512 sum = _mm512_set1_ps(w.total_sum[i]);
+        A* y = pointer<A>(in, 3) + (token * heads + head) * dim;
+        for (int64_t j = 0; j < dim; j += 16)
+            store_act(y + j, _mm512_div_ps(_mm512_loadu_ps(w.total + i * dim + j), sum), 0xffff);
+    }
+
+    void store_partials() {
+        for (int64_t i = 0; i < w.size; i++) {
+            float* partial = plan.partials + w.partial[i];
+            memcpy(partial, w.out + i * dim, size_t(dim) * 4);
+            partial[dim] = w.peak[i];
+            partial[dim + 1] = w.sum[i];
+        }
+    }
+
+    // ---- pieces
+
+    void whole(const Piece& piece, int64_t kv_head) {
+        const Row& row = plan.rows.items[piece.row];
+        w.size = 0;
+        for (int32_t t = piece.token_begin; t < piece.token_end; t++) add_queries(row, t, kv_head, row.chunk_begin);
+        for (int64_t i = 0; i < w.size; i++) clear_total(i);
+        for (int32_t c = piece.chunk_begin; c < piece.chunk_end; c++) {
+            attend(piece.row, kv_head, c);
+            for (int64_t i = 0; i < w.size; i++) merge(i, w.out + i * dim, w.peak[i], w.sum[i]);
+        }
+        for (int64_t i = 0; i < w.size; i++) write_output(i, w.token[i], w.head[i]);
+    }
+
+    void flush(int64_t row, int64_t kv_head, int64_t chunk) {
+        if (w.size) attend(row, kv_head, chunk);
+        store_partials();
+        w.size = 0;
+    }
+
+    void part(const Piece& piece, int64_t kv_head) {
+        const Row& row = plan.rows.items[piece.row];
+        w.size = 0;
+        for (int32_t t = piece.token_begin; t < piece.token_end; t++) {
+            if (w.size + group > QUERY_VECTORS) flush(piece.row, kv_head, piece.chunk_begin);
+            add_queries(row, t, kv_head, piece.chunk_begin);
+        }
+        flush(piece.row, kv_head, piece.chunk_begin);
+    }
+
+    void group_part(const Piece& piece, int64_t kv_head) {
+        const int32_t *start = pointer<int32_t>(in, 12), *rows = pointer<int32_t>(in, 13);
+        int32_t any = rows[start[piece.row]];
+        w.size = 0;
+        for (int32_t m = start[piece.row]; m < start[piece.row + 1]; m++) {
+            const Row& row = plan.rows.items[rows[m]];
+            if (row.token_end - row.token_begin > MAX_SPLIT) continue;
+            if (piece.chunk_begin < row.chunk_begin || piece.chunk_begin >= row.chunk_end) continue;
+            for (int32_t t = row.token_begin; t < row.token_end; t++) {
+                if (w.size + group > QUERY_VECTORS) flush(any, kv_head, piece.chunk_begin);
+                add_queries(row, t, kv_head, piece.chunk_begin);
+            }
+        }
+        flush(any, kv_head, piece.chunk_begin);
+    }
+
+    void run(int64_t item) {
+        const Piece& piece = plan.pieces.items[item / layout.heads];
+        const int64_t kv_head = item % layout.heads;
+        if (piece.kind == PIECE_WHOLE) whole(piece, kv_head);
+        if (piece.kind == PIECE_PART) part(piece, kv_head);
+        if (piece.kind == PIECE_GROUP) group_part(piece, kv_head);
+    }
+
+    void merge_token(const Split& split) {
+        const Row& row = plan.rows.items[plan.row_of_token.items[split.token]];
+        for (int64_t h = 0; h < heads; h++) {
+            w.size = 0;
+            add_query(row, split.token, h, row.chunk_begin);
+            clear_total(0);
+            for (int32_t c = split.chunk_begin; c < split.chunk_end; c++) {
+                const float* partial = plan.partials + w.partial[0] + (c - split.chunk_begin) * heads * partial_floats(dim);
+                merge(0, partial, partial[dim], partial[dim + 1]);
+            }
+            write_output(0, split.token, h);
+        }
+    }
+};
+
+int64_t count(const Instruction& in, const Dims&) { return pointer<AttentionPlan>(in, 0)->pieces.size * in.args[7]; }
+
+void run(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch& scratch) {
+    for (int64_t item = begin; item < end; item++) {
+        if (in.args[11] == ACT_BF16) Attention<bf16>(in, scratch).run(item);
+        else Attention<float>(in, scratch).run(item);
+    }
+}
+
+int64_t count_splits(const Instruction& in, const Dims&) { return pointer<AttentionPlan>(in, 0)->splits.size; }
+
+void run_merge(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch& scratch) {
+    const AttentionPlan& plan = *pointer<AttentionPlan>(in, 0);
+    for (int64_t item = begin; item < end; item++) {
+        if (in.args[11] == ACT_BF16) Attention<bf16>(in, scratch).merge_token(plan.splits.items[item]);
+        else Attention<float>(in, scratch).merge_token(plan.splits.items[item]);
+    }
+}
+
+}  // namespace
+
+const OpKernel ATTENTION = {count, run, 4};
+const OpKernel ATTENTION_MERGE = {count_splits, run_merge, 8};

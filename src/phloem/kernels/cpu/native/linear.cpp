@@ -1,0 +1,155 @@
+// linear: y[T, N] = x[T, K] W^T (+ bias). Items are panels of sixteen outputs, within blocks of rows.
+//
+// args: 0 x, 1 y, 2 packed weight, 3 bias (float32 [N]) or 0, 4 K, 5 N, 6 storage, 7 activation type, 8 output type
+#include "storage.h"
+#include "tile.h"
+
+namespace {
+
+constexpr int64_t ROW_BLOCK = 192;  // rows that share one expansion of a panel: their activations stay in L2
+
+struct Linear {
+    const char* x;
+    char* y;
+    const char* weight;
+    const float* bias;
+    int64_t k, n, storage, out_type, act_bytes;
+    int64_t panels() const { return (n + 15) / 16; }
+    int64_t x_stride() const { return k * act_bytes; }
+};
+
+Linear decode(const Instruction& in) {
+    return {pointer<char>(in, 0), pointer<char>(in, 1), pointer<char>(in, 2), pointer<float>(in, 3), in.args[4],
+            in.args[5],           in.args[6],           in.args[8],           in.args[7] == ACT_BF16 ? 2 : 4};
+}
+
+int64_t row_blocks(int64_t rows) { return (rows + ROW_BLOCK - 1) / ROW_BLOCK; }
+
+// Sums [rows, c_stride] of columns starting at panel `first`, plus bias, to the output type.
+void finish(const Linear& l, const float* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first, int panels) {
+    for (int p = 0; p < panels; p++) {
+        const int64_t column = (first + p) * 16;
+        const __mmask16 mask = tail_mask(l.n - column);
+        const __m512 bias = l.bias ? _mm512_maskz_loadu_ps(mask, l.bias + column) : _mm512_setzero_ps();
+        for (int64_t r = 0; r < rows; r++) {
+            __m512 sum = _mm512_loadu_ps(c + r * c_stride + p * 16);
+            if (l.bias) sum = _mm512_add_ps(sum, bias);
+            const int64_t at = (row + r) * l.n + column;
+            if (l.out_type == ACT_BF16) store_act(reinterpret_cast<bf16*>(l.y) + at, sum, mask);
+            else store_act(reinterpret_cast<float*>(l.y) + at, sum, mask);
+        }
+    }
+}
+
+// Multiplies rows by panels that lie ready in the activation's type.
+template <class A>
+void multiply(const Linear& l, const char* b, int64_t panel_stride, int64_t step_stride, int64_t row, int64_t rows,
+              int64_t first, int panels) {
+    const int64_t steps = l.k * l.act_bytes / 4;
+    alignas(64) float c[MAX_MR * MAX_NP * 16];
+    for (int64_t done = 0; done < rows; done += MAX_MR) {
+        const int mr = rows - done < MAX_MR ? int(rows - done) : MAX_MR;
+        const char* x = l.x + (row + done) * l.x_stride();
+        Tiles<A>::pick(mr, panels)(
+            {x, l.x_stride(), b, panel_stride, step_stride, steps, c, MAX_NP * 16, false});
+        finish(l, c, MAX_NP * 16, row + done, mr, first, panels);
+    }
+}
+
+// One row, without going through memory: the same rounded weights, the same chain.
+template <class Q, int NP>
+void multiply_one_row(const Linear& l, int64_t row, int64_t first) {
+    const int64_t records = l.k / 32, panel_bytes = records * Q::BYTES;
+    const char* weight = l.weight + first * panel_bytes;
+    const char* x = l.x + row * l.x_stride();
+    alignas(64) float c[NP * 16];
+    __m512 acc[NP];
+    for (int p = 0; p < NP; p++) acc[p] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < records; k++, weight += Q::BYTES, x += 64) {
+#pragma GCC unroll 4
+        for (int p = 0; p < NP; p++) {
+            const char* record = weight + p * panel_bytes;
+            for (int64_t line = 0; line < Q::BYTES; line += 64) _mm_prefetch(record + 4 * Q::BYTES + line, _MM_HINT_T0);
+            const typename Q::Scales s = Q::scales(record);
+#pragma GCC unroll 16
+            for (int pair = 0; pair < 16; pair++)
+                acc[p] = multiply_add(bf16(), acc[p], round_pair(Q::expand(record, pair, s)), x + 4 * pair);
+        }
+    }
+    for (int p = 0; p < NP; p++) _mm512_store_ps(c + p * 16, acc[p]);
+    finish(l, c, NP * 16, row, 1, first, NP);
+}
+
+template <class Q>
+void one_row(const Linear& l, int64_t row, int64_t first, int panels) {
+    if (panels == 4) multiply_one_row<Q, 4>(l, row, first);
+    if (panels == 3) multiply_one_row<Q, 3>(l, row, first);
+    if (panels == 2) multiply_one_row<Q, 2>(l, row, first);
+    if (panels == 1) multiply_one_row<Q, 1>(l, row, first);
+}
+
+template <class A, class Q>
+void quantized(const Linear& l, int64_t row, int64_t rows, int64_t first, int panels, Scratch& scratch) {
+    if (rows == 1 && sizeof(A) == 2) return one_row<Q>(l, row, first, panels);
+    const int64_t records = l.k / 32, step_stride = panels * 64, steps = 32 * sizeof(A) / 4;
+    for (int p = 0; p < panels; p++) {
+        const char* record = l.weight + (first + p) * records * Q::BYTES;
+        char* out = scratch.base + p * 64;
+        for (int64_t k = 0; k < records; k++, record += Q::BYTES, out += steps * step_stride)
+            expand_record<Q>(A(), record, out, step_stride);
+    }
+    multiply<A>(l, scratch.base, 64, step_stride, row, rows, first, panels);
+}
+
+// bfloat16 weights under float32 activations: widen the panels first.
+void widened(const Linear& l, int64_t row, int64_t rows, int64_t first, int panels, Scratch& scratch) {
+    const int64_t pairs = l.k / 2, step_stride = panels * 64;
+    for (int p = 0; p < panels; p++) {
+        const char* weight = l.weight + (first + p) * pairs * 64;
+        char* out = scratch.base + p * 64;
+        for (int64_t pair = 0; pair < pairs; pair++, out += 2 * step_stride) {
+            __m512i both = _mm512_loadu_si512(weight + pair * 64);
+            _mm512_storeu_si512(out, _mm512_slli_epi32(both, 16));
+            _mm512_storeu_si512(out + step_stride, _mm512_and_si512(both, _mm512_set1_epi32(int(0xffff0000u))));
+        }
+    }
+    multiply<float>(l, scratch.base, 64, step_stride, row, rows, first, panels);
+}
+
+template <class A>
+void panels_of(const Linear& l, int64_t row, int64_t rows, int64_t first, int panels, Scratch& scratch) {
+    switch (l.storage) {
+        case STORE_Q4: return quantized<A, Q4>(l, row, rows, first, panels, scratch);
+        case STORE_Q8: return quantized<A, Q8>(l, row, rows, first, panels, scratch);
+        case STORE_Q8M: return quantized<A, Q8M>(l, row, rows, first, panels, scratch);
+        case STORE_Q8H: return quantized<A, Q8H>(l, row, rows, first, panels, scratch);
+        case STORE_BF16:
+            if (sizeof(A) == 4) return widened(l, row, rows, first, panels, scratch);
+            break;
+        default: break;
+    }
+    const int64_t panel_stride = l.k * l.act_bytes / 4 * 64;  // stored in the activation's own type
+    multiply<A>(l, l.weight + first * panel_stride, panel_stride, 64, row, rows, first, panels);
+}
+
+int64_t count(const Instruction& in, const Dims& dims) {
+    return row_blocks(row_count(in, dims)) * decode(in).panels();
+}
+
+void run(const Instruction& in, const Dims& dims, int64_t begin, int64_t end, Scratch& scratch) {
+    const Linear l = decode(in);
+    const int64_t total = row_count(in, dims), panels = l.panels();
+    while (begin < end) {
+        const int64_t row = begin / panels * ROW_BLOCK, first = begin % panels;
+        const int64_t rows = total - row < ROW_BLOCK ? total - row : ROW_BLOCK;
+        int64_t np = end - begin < panels - first ? end - begin : panels - first;
+        if (np > MAX_NP) np = MAX_NP;
+        if (in.args[7] == ACT_BF16) panels_of<bf16>(l, row, rows, first, int(np), scratch);
+        else panels_of<float>(l, row, rows, first, int(np), scratch);
+        begin += np;
+    }
+}
+
+}  // namespace
+
+const OpKernel LINEAR = {count, run, MAX_NP};

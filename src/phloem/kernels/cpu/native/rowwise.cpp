@@ -1,0 +1,130 @@
+// Ops that treat each row alone: rms_norm, add_rms_norm, silu_mul, select_rows, argmax. One item is one row.
+#include "ops.h"
+#include "simd.h"
+
+namespace {
+
+int64_t count_rows(const Instruction& in, const Dims& dims) { return row_count(in, dims); }
+
+// 1 / sqrt(mean(x^2) + eps) of a row, in two chains of lanes.
+float inverse_rms(const float* x, int64_t n, float eps) {
+    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += 32) {
+        __m512 a = load_act(x + i, tail_mask(n - i));
+        even = _mm512_fmadd_ps(a, a, even);
+        if (n - i <= 16) break;
+        __m512 b = load_act(x + i + 16, tail_mask(n - i - 16));
+        odd = _mm512_fmadd_ps(b, b, odd);
+    }
+    const float mean = _mm512_reduce_add_ps(_mm512_add_ps(even, odd)) / float(n);
+    return 1.0f / __builtin_sqrtf(mean + eps);
+}
+
+template <class A>
+void normalize(const float* x, const float* weight, A* y, int64_t n, float eps) {
+    const __m512 scale = _mm512_set1_ps(inverse_rms(x, n, eps));
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = tail_mask(n - i);
+        __m512 v = _mm512_mul_ps(load_act(x + i, mask), scale);
+        store_act(y + i, _mm512_mul_ps(v, load_act(weight + i, mask)), mask);
+    }
+}
+
+// args: 0 x float32 [T, D], 1 weight [D], 2 y [T, D], 3 D, 4 type of y; reals: 0 eps
+void rms_norm(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch&) {
+    const int64_t n = in.args[3];
+    for (int64_t r = begin; r < end; r++) {
+        const float* x = pointer<float>(in, 0) + r * n;
+        if (in.args[4] == ACT_BF16) normalize(x, pointer<float>(in, 1), pointer<bf16>(in, 2) + r * n, n, in.reals[0]);
+        else normalize(x, pointer<float>(in, 1), pointer<float>(in, 2) + r * n, n, in.reals[0]);
+    }
+}
+
+template <class A>
+void add_row(const A* x, const float* residual, float* sum, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = tail_mask(n - i);
+        store_act(sum + i, _mm512_add_ps(load_act(residual + i, mask), load_act(x + i, mask)), mask);
+    }
+}
+
+// args: 0 x [T, D], 1 residual float32, 2 weight, 3 y, 4 new residual (may be the residual itself), 5 D, 6 type of x, y
+void add_rms_norm(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch&) {
+    const int64_t n = in.args[5];
+    for (int64_t r = begin; r < end; r++) {
+        const float *residual = pointer<float>(in, 1) + r * n, *weight = pointer<float>(in, 2);
+        float* sum = pointer<float>(in, 4) + r * n;
+        if (in.args[6] == ACT_BF16) {
+            add_row(pointer<bf16>(in, 0) + r * n, residual, sum, n);
+            normalize(sum, weight, pointer<bf16>(in, 3) + r * n, n, in.reals[0]);
+        } else {
+            add_row(pointer<float>(in, 0) + r * n, residual, sum, n);
+            normalize(sum, weight, pointer<float>(in, 3) + r * n, n, in.reals[0]);
+        }
+    }
+}
+
+template <class A>
+void silu_row(const A* gate, const A* up, A* y, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = tail_mask(n - i);
+        const __m512 g = load_act(gate + i, mask);
+        const __m512 decay = exp2_ps(_mm512_min_ps(_mm512_mul_ps(g, _mm512_set1_ps(-LOG2E)), _mm512_set1_ps(126.0f)));
+        const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(_mm512_set1_ps(1.0f), decay));
+        store_act(y + i, _mm512_mul_ps(silu, load_act(up + i, mask)), mask);
+    }
+}
+
+// args: 0 gate_up [T, 2F], 1 y [T, F], 2 F, 3 activation type
+void silu_mul(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch&) {
+    const int64_t n = in.args[2];
+    for (int64_t r = begin; r < end; r++) {
+        if (in.args[3] == ACT_BF16) {
+            const bf16* gate = pointer<bf16>(in, 0) + 2 * r * n;
+            silu_row(gate, gate + n, pointer<bf16>(in, 1) + r * n, n);
+        } else {
+            const float* gate = pointer<float>(in, 0) + 2 * r * n;
+            silu_row(gate, gate + n, pointer<float>(in, 1) + r * n, n);
+        }
+    }
+}
+
+// args: 0 x, 1 index int32 [L], 2 y, 3 bytes a row
+void select_rows(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch&) {
+    const int64_t bytes = in.args[3];
+    for (int64_t r = begin; r < end; r++)
+        memcpy(pointer<char>(in, 2) + r * bytes, pointer<char>(in, 0) + pointer<int32_t>(in, 1)[r] * bytes, bytes);
+}
+
+// The first of the largest numbers of a row: (index, value).
+void argmax_row(const float* x, int64_t n, int32_t* index, float* value) {
+    const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
+    __m512 best = lowest;
+    __m512i where = _mm512_setzero_si512();
+    __m512i here = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int64_t i = 0; i < n; i += 16) {
+        const __m512 v = _mm512_mask_loadu_ps(lowest, tail_mask(n - i), x + i);
+        const __mmask16 better = _mm512_cmp_ps_mask(v, best, _CMP_GT_OQ);
+        best = _mm512_mask_mov_ps(best, better, v);
+        where = _mm512_mask_mov_epi32(where, better, here);
+        here = _mm512_add_epi32(here, _mm512_set1_epi32(16));
+    }
+    *value = _mm512_reduce_max_ps(best);
+    const __mmask16 ties = _mm512_cmp_ps_mask(best, _mm512_set1_ps(*value), _CMP_EQ_OQ);
+    *index = ties ? _mm512_mask_reduce_min_epi32(ties, where) : 0;
+}
+
+// args: 0 x float32 [L, V], 1 index int32 [L], 2 value float32 [L], 3 V
+void argmax(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch&) {
+    const int64_t n = in.args[3];
+    for (int64_t r = begin; r < end; r++)
+        argmax_row(pointer<float>(in, 0) + r * n, n, pointer<int32_t>(in, 1) + r, pointer<float>(in, 2) + r);
+}
+
+}  // namespace
+
+const OpKernel RMS_NORM = {count_rows, rms_norm, 16};
+const OpKernel ADD_RMS_NORM = {count_rows, add_rms_norm, 16};
+const OpKernel SILU_MUL = {count_rows, silu_mul, 16};
+const OpKernel SELECT_ROWS = {count_rows, select_rows, 16};
+const OpKernel ARGMAX = {count_rows, argmax, 4};

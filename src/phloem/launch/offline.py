@@ -1,0 +1,244 @@
+"""`LLM`: a model in this process. It holds a loop and is not one: requests go into its inbox, events come out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, cast
+
+import msgspec
+
+from phloem.core import wire
+from phloem.core.errors import EngineDead, InvalidRequest
+from phloem.core.request import SamplingParams
+from phloem.core.resolve import resolve
+from phloem.launch import models
+from phloem.launch.outputs import OpenRequest, RequestOutput
+from phloem.launch.progress import Progress
+from phloem.launch.stages import Stages
+from phloem.launch.text import load_text_of
+from phloem.launch.wiring import build_engine
+from phloem.runtime.mailbox import Mailbox
+from phloem.serve.openai.errors import failure_of
+from phloem.serve.openai.params import ModelLimits, check_token_ids, fit_context, num_logprobs, sampling_params
+from phloem.serve.openai.requests import SamplingFields
+
+Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """What one event added to a request."""
+
+    text: str = ""
+    num_tokens: int = 0
+    is_last: bool = False
+
+
+class LLM:
+    """A model, ready to generate.
+
+    `model` is what `phloem serve --model` takes; `options` are the fields of core.config.Config, by name. Raises
+    ConfigError for an unknown or wrong option and ModelError for a model that cannot be used.
+
+        with LLM() as llm:
+            print(llm.generate("The capital of France is", SamplingParams(temperature=0))[0].text)
+    """
+
+    def __init__(self, model: str = "default", **options: Any) -> None:
+        config = resolve(flags={"model": model, **options}).config
+        location = models.locate(config.model)
+        self.name = config.served_model_name or location.name
+        self.stages = Stages()
+        self._commands: Mailbox[wire.Command] = Mailbox()
+        self._events: Mailbox[wire.Event] = Mailbox()
+        with self.stages.stage("load tokenizer"):
+            self._text = load_text_of(location, chat_template=config.chat_template)
+        source = location.path if location.path is not None else location.name
+        self._engine = build_engine(
+            config=config, source=source, inbox=self._commands, outbox=self._events, stages=self.stages
+        )
+        ready = self._engine.ready(name=self.name, stages=self.stages.finished())
+        self.max_model_len = ready.max_model_len
+        self.memory = ready.memory
+        self.vocab_size = ready.vocab_size
+        self._limits = ModelLimits(
+            max_model_len=ready.max_model_len, max_prompt_len=ready.max_prompt_len, vocab_size=ready.vocab_size
+        )
+        self._numbers = itertools.count()
+        self._is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model's memory. The object cannot be used afterwards; closing twice is harmless."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._engine.close()
+
+    def generate(
+        self,
+        prompts: Prompts,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete every prompt (a text, a list of texts, token ids, or a list of token ids); outputs in that order.
+
+        `params` is one for all or one each (default: SamplingParams()). InvalidRequest names the prompt at fault; then
+        nothing is generated.
+        """
+        texts = _as_list(prompts)
+        encoded = [self._encode(prompt, field=f"prompts[{index}]") for index, prompt in enumerate(texts)]
+        requests = self._open(encoded, params)
+        with Progress(total=len(requests), is_shown=progress) as bar:
+            for piece in self._run(requests):
+                bar.advance(num_tokens=piece.num_tokens, num_requests=int(piece.is_last))
+        given = [prompt if isinstance(prompt, str) else None for prompt in texts]
+        return [request.output(prompt=prompt) for request, prompt in zip(requests, given)]
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or each of several, rendered with the model's chat template."""
+        is_single = bool(messages) and isinstance(messages[0], dict)
+        conversations = cast(Sequence[Sequence[dict[str, Any]]], [messages] if is_single else messages)
+        encoded = [self._text.chat.encode(list(conversation)) for conversation in conversations]
+        return self.generate(encoded, params, progress=progress)
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[str]:
+        """The text of one completion, piece by piece. Closing the iterator early frees the request."""
+        requests = self._open([self._encode(prompt, field="prompt")], params)
+        for piece in self._run(requests):
+            if piece.text:
+                yield piece.text
+
+    def stream_chat(self, messages: Sequence[dict[str, Any]], params: SamplingParams | None = None) -> Iterator[str]:
+        """The answer to one conversation, piece by piece."""
+        return self.stream(self._text.chat.encode(list(messages)), params)
+
+    def _encode(self, prompt: str | Sequence[int], *, field: str) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return tuple(self._text.tokenizer.encode(prompt, allow_special=True, field=field))
+        try:
+            tokens = msgspec.convert(prompt, list[int])
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(f"{field}: give a text or a list of token ids ({error})", field=field) from error
+        check_token_ids(tokens, field=field, limits=self._limits)
+        return tuple(tokens)
+
+    def _open(
+        self, prompts: Sequence[tuple[int, ...]], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[OpenRequest]:
+        """Check everything before anything is submitted."""
+        if self._is_closed:
+            raise EngineDead("this LLM was closed; make a new one")
+        each = (
+            [params or SamplingParams()] * len(prompts)
+            if params is None or isinstance(params, SamplingParams)
+            else params
+        )
+        if len(each) != len(prompts):
+            raise InvalidRequest(
+                f"params: {len(each)} for {len(prompts)} prompts; give one, or one each", field="params"
+            )
+        requests = []
+        for index, (prompt, given) in enumerate(zip(prompts, each)):
+            checked = fit_context(
+                check_params(given, self._limits),
+                num_prompt_tokens=len(prompt),
+                limits=self._limits,
+                field=f"prompts[{index}]",
+            )
+            request_id = f"offline-{next(self._numbers)}"
+            requests.append(
+                OpenRequest(request_id=request_id, prompt=prompt, sampling=checked, tokenizer=self._text.tokenizer)
+            )
+        return requests
+
+    def _run(self, requests: Sequence[OpenRequest]) -> Iterator[Piece]:
+        """Submit all, step until all are done, yield what is new as it comes. Whoever stops listening, or an
+        error of one request, frees the others."""
+        still_open = {request.request_id: request for request in requests}
+        self._commands.send([request.submit() for request in requests])
+        try:
+            while still_open:
+                self._engine.loop.turn()
+                for event in self._events.poll(0.0):
+                    yield from self._route(event, still_open)
+        finally:
+            if still_open:
+                self._abandon(list(still_open))
+
+    def _route(self, event: wire.Event, still_open: dict[str, OpenRequest]) -> Iterator[Piece]:
+        match event:
+            case wire.Tokens() if (request := still_open.get(event.request_id)) is not None:
+                text, stopped = request.advance(event)
+                if stopped:
+                    self._commands.send([wire.Stop(event.request_id, event.choice)])
+                yield Piece(text=text, num_tokens=len(event.token_ids))
+            case wire.Finished() if (request := still_open.pop(event.request_id, None)) is not None:
+                request.finish(event)
+                yield Piece(is_last=True)
+            case wire.Failed() if still_open.pop(event.request_id, None) is not None:
+                raise failure_of(event)
+            case _:
+                pass
+
+    def _abandon(self, request_ids: Sequence[str]) -> None:
+        self._commands.send([wire.Abort(request_id) for request_id in request_ids])
+        waiting = set(request_ids)
+        while waiting:
+            self._engine.loop.turn()
+            for event in self._events.poll(0.0):
+                if isinstance(event, wire.Finished | wire.Failed):
+                    waiting.discard(event.request_id)
+
+
+def check_params(params: SamplingParams, limits: ModelLimits) -> SamplingParams:
+    """The same judgement that a request over HTTP gets. InvalidRequest names the field."""
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequest(f"params: SamplingParams are wanted, not {type(params).__name__}", field="params")
+    try:
+        values = msgspec.to_builtins(params, str_keys=True)
+        fields = msgspec.convert({name: values[name] for name in values if name in _SHARED_FIELDS}, SamplingFields)
+        counts = msgspec.convert({name: values[name] for name in values if name in _COUNTS}, _Counts)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InvalidRequest(f"params: {error}", field="params") from error
+    checked = sampling_params(
+        fields,
+        max_tokens=counts.max_tokens,
+        max_tokens_field="max_tokens",
+        default_max_tokens=None,
+        logprobs=num_logprobs(counts.logprobs, field="logprobs"),
+        limits=limits,
+    )
+    prompt_logprobs = num_logprobs(counts.prompt_logprobs, field="prompt_logprobs")
+    return msgspec.structs.replace(checked, prompt_logprobs=prompt_logprobs)
+
+
+class _Counts(msgspec.Struct, frozen=True):
+    max_tokens: int = SamplingParams().max_tokens
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+_COUNTS = frozenset(_Counts.__struct_fields__)
+_SHARED_FIELDS = frozenset(SamplingFields.__struct_fields__) & frozenset(SamplingParams.__struct_fields__)
+
+
+def _as_list(prompts: Prompts) -> list[str | Sequence[int]]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise InvalidRequest("prompts: a text, token ids, or a list of either is wanted", field="prompts")
+    if prompts and isinstance(prompts[0], int):
+        return [cast(Sequence[int], prompts)]
+    return list(cast(Sequence[str | Sequence[int]], prompts))

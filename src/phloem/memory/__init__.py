@@ -1,0 +1,1 @@
+"""KV cache and memory: which page belongs to whom, and the bytes."""

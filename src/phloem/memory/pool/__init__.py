@@ -1,0 +1,1 @@
+"""Device tensors behind the page ids of the ledger."""

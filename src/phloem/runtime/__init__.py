@@ -1,0 +1,1 @@
+"""Execution and scheduling: decide, do, repeat."""

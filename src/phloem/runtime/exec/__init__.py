@@ -1,0 +1,1 @@
+"""Doing: the worker that applies plans. The only caller of compiled models and of the KV pool."""

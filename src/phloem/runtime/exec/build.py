@@ -1,0 +1,130 @@
+"""From a model's files to a worker that can apply plans: definition, graph, memory, program, rows."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from phloem.core.clock import MonotonicClock
+from phloem.core.errors import ConfigError
+from phloem.graph.capture.inputs import StepInputs, StepLimits
+from phloem.graph.checkpoint.open import open_checkpoint
+from phloem.graph.compile import compile_graph
+from phloem.graph.lower.cpu import pick_target
+from phloem.memory.budget import free_host_bytes, solve_pages
+from phloem.memory.pool.kv import KvPool
+from phloem.models.catalog import define_dummy, define_model
+from phloem.models.definition import ModelDefinition
+from phloem.runtime.exec.rows import RowStore
+from phloem.runtime.exec.worker import Worker
+
+Report = Callable[[str, float], None]
+"""Called with a start-up stage's name and its seconds when it is done."""
+
+
+@dataclass(frozen=True)
+class BuiltWorker:
+    """A worker and what the scheduler and the front end must know of it. `memory` is the pool's arithmetic in words,
+    `backend` what runs the model."""
+
+    worker: Worker
+    num_pages: int
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    memory: str
+    backend: str
+
+
+def build_worker(
+    *,
+    model: Path | str,
+    dtype: str,
+    quantize: str,
+    device: str,
+    threads: int | None,
+    max_model_len: int | None,
+    memory_gb: float | None,
+    page_size: int,
+    max_running: int,
+    max_step_tokens: int,
+    overlap_depth: int,
+    report: Report,
+) -> BuiltWorker:
+    """Everything between a checkpoint (a path, or "dummy:<name>") and a worker; CallerErrors name what to change."""
+    if device == "cuda":
+        raise ConfigError("the CUDA worker does not exist yet; use --device cpu", field="device")
+    num_threads = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(num_threads)
+    with _timed("open checkpoint", report):
+        definition = _define(model)
+        _check_context(definition, max_model_len)
+    with _timed("build graph", report):
+        step = compile_graph(definition)
+        target = pick_target(step, dtype=dtype, quantize=quantize, page_size=page_size, num_threads=num_threads)
+    with _timed("load weights", report):
+        parameters = target.load(step, definition.checkpoint)
+    with _timed("KV pool", report):
+        budget = solve_pages(
+            layers=definition.layers,
+            page_size=page_size,
+            bytes_per_element=target.activation.itemsize,
+            model_context=definition.max_context,
+            max_model_len=max_model_len,
+            max_running=max_running,
+            free_bytes=free_host_bytes(),
+            memory_gb=memory_gb,
+        )
+        pool = KvPool(
+            layers=definition.layers,
+            num_pages=budget.num_pages,
+            page_size=page_size,
+            dtype=target.activation,
+            device=torch.device("cpu"),
+        )
+    context = budget.max_model_len
+    with _timed("capture", report):
+        inputs = StepInputs(StepLimits(max_step_tokens, max_running, -(-context // page_size) + 1))
+        program = target.program(step, parameters, caches=pool.layers, inputs=inputs)
+    rows = RowStore(
+        max_rows=max_running,
+        max_model_len=context,
+        page_size=page_size,
+        vocab_size=definition.vocab_size,
+        end_token_ids=definition.eos_ids,
+    )
+    worker = Worker(program=program, pool=pool, rows=rows, clock=MonotonicClock(), overlap_depth=overlap_depth)
+    return BuiltWorker(
+        worker=worker,
+        num_pages=budget.num_pages,
+        max_model_len=context,
+        vocab_size=definition.vocab_size,
+        eos_token_ids=definition.eos_ids,
+        memory=budget.arithmetic,
+        backend=target.description,
+    )
+
+
+def _define(model: Path | str) -> ModelDefinition:
+    return define_dummy(model) if isinstance(model, str) else define_model(open_checkpoint(model))
+
+
+def _check_context(definition: ModelDefinition, max_model_len: int | None) -> None:
+    if max_model_len is not None and max_model_len > definition.max_context:
+        raise ConfigError(
+            f"--max-model-len {max_model_len} is more than the {definition.max_context} tokens the model was made for",
+            field="max_model_len",
+        )
+
+
+@contextmanager
+def _timed(stage: str, report: Report) -> Iterator[None]:
+    began_s = time.monotonic()
+    yield
+    report(stage, time.monotonic() - began_s)

@@ -1,0 +1,123 @@
+"""The sampler: logits of the rows that want a token -> tokens, log-probabilities, failures.
+
+greedy, nothing adjusted:  argmax (on the device, or handed in by the kernel that made the logits)
+everything else, row by row on the host:
+    raw logits -> adjusted (bias, min_tokens, penalties) -> support (temperature, min_p, top_k, top_p) -> draw
+         `-> log-probabilities
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from phloem.core.request import TokenLogprob
+from phloem.runtime.exec.sampling.adjust import adjusted
+from phloem.runtime.exec.sampling.draw import draw, uniform
+from phloem.runtime.exec.sampling.logprobs import fault, token_logprob
+from phloem.runtime.exec.sampling.state import FloatRow, SamplingState
+from phloem.runtime.exec.sampling.support import support
+
+NO_TOKEN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One step's samples, parallel to the states passed in.
+
+    `tokens` holds NO_TOKEN for a failed row. `logprobs` is empty when no row asked, else parallel to `tokens`, with an
+    empty entry for a row that did not ask or failed. `failed` holds (index into the states, reason).
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
+    failed: tuple[tuple[int, str], ...] = ()
+
+
+def sample(
+    logits: torch.Tensor,
+    states: Sequence[SamplingState],
+    *,
+    rows: Sequence[int] | None = None,
+    argmax: Sequence[int] | None = None,
+) -> Sampled:
+    """Sample one token for each of `states`; the caller appends it to the state afterwards.
+
+    `logits` is [L, V] float32, on any device, and is only read. `rows[i]` is the row of `logits` that belongs to
+    `states[i]` (default: i). `argmax`, if given, holds the id of the largest logit of every row of `logits` (lowest id
+    of equal ones; for a row with NaN, the id of a NaN): of a plain greedy row only that one logit is then read.
+    """
+    rows = range(len(states)) if rows is None else rows
+    wants_host = {row for row, state in zip(rows, states, strict=True) if _reads_logits(state)}
+    greedy = [row for row, state in zip(rows, states, strict=True) if state.takes_argmax]
+    host = _host_rows(logits, sorted(wants_host))
+    best = _best_ids(logits, greedy, argmax)
+    tokens: list[int] = []
+    logprobs: list[tuple[TokenLogprob, ...]] = []
+    failed: list[tuple[int, str]] = []
+    for index, (row, state) in enumerate(zip(rows, states, strict=True)):
+        token_or_reason = best[row] if state.takes_argmax else sample_row(host[row], state)
+        if isinstance(token_or_reason, str):
+            failed.append((index, token_or_reason))
+            tokens.append(NO_TOKEN)
+            logprobs.append(())
+            continue
+        tokens.append(token_or_reason)
+        num_top = state.params.logprobs
+        logprobs.append(() if num_top is None else (token_logprob(host[row], token_or_reason, num_top),))
+    return Sampled(tuple(tokens), tuple(logprobs) if any(logprobs) else (), tuple(failed))
+
+
+def sample_row(logits: FloatRow, state: SamplingState) -> int | str:
+    """The next token of one row of raw logits [V], or the reason why there is none."""
+    reason = fault(float(logits.max()))
+    if reason is not None:
+        return reason
+    row = adjusted(logits, state)
+    if row is not logits and (reason := fault(float(row.max()))) is not None:
+        return reason
+    if state.params.is_greedy:
+        return int(row.argmax())
+    return draw(support(row, state.params), uniform(seed=state.seed, num_generated=state.num_generated))
+
+
+def greedy_ids(logits: torch.Tensor) -> torch.Tensor:
+    """The id of the largest logit of each row of [L, V], lowest id of equal ones: [L] int64 on the logits' device.
+
+    NO_TOKEN where a row has no finite maximum. Waits for nothing: on a GPU the ids can feed the next step's inputs.
+    """
+    values, ids = logits.max(dim=-1)
+    return torch.where(torch.isfinite(values), ids, NO_TOKEN)
+
+
+def _reads_logits(state: SamplingState) -> bool:
+    return not state.takes_argmax or state.params.logprobs is not None
+
+
+def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> Mapping[int, FloatRow]:
+    """The named rows on the host: views of CPU logits, one copy of just these rows from another device."""
+    if logits.device.type == "cpu":
+        everything: FloatRow = logits.detach().numpy()
+        return {row: everything[row] for row in rows}
+    if not rows:
+        return {}
+    index = torch.tensor(rows, device=logits.device)
+    pinned = torch.empty((len(rows), logits.shape[1]), dtype=logits.dtype, pin_memory=True)
+    copied: FloatRow = pinned.copy_(logits.detach().index_select(0, index)).numpy()
+    return dict(zip(rows, copied, strict=True))
+
+
+def _best_ids(logits: torch.Tensor, rows: Sequence[int], argmax: Sequence[int] | None) -> Mapping[int, int | str]:
+    """For each of `rows`, the id of its largest raw logit, or why there is none."""
+    if not rows:
+        return {}
+    if logits.device.type != "cpu":
+        on_host = greedy_ids(logits).tolist()
+        return {row: on_host[row] if on_host[row] != NO_TOKEN else "the logits are not finite" for row in rows}
+    everything: FloatRow = logits.detach().numpy()
+    ids = [int(everything[row].argmax()) if argmax is None else int(argmax[row]) for row in rows]
+    maxima = everything[np.asarray(rows), np.asarray(ids)].tolist()
+    return {row: fault(value) or token_id for row, token_id, value in zip(rows, ids, maxima, strict=True)}

@@ -1,0 +1,126 @@
+"""The worker: apply a plan, fill the inputs, run the program, sample. One plan in, one result out."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from phloem.core.clock import Clock
+from phloem.core.errors import RequestFailed
+from phloem.core.plan import ALL_LOGITS, NO_LOGITS, StepPlan
+from phloem.core.request import TokenLogprob
+from phloem.core.result import StepResult
+from phloem.graph.capture.inputs import StepDims
+from phloem.graph.lower.cpu import StepProgram
+from phloem.memory.pool.kv import KvPool
+from phloem.runtime.exec.inputs import fill_inputs
+from phloem.runtime.exec.rows import RowStore
+from phloem.runtime.exec.sampling.logprobs import prompt_logprobs
+from phloem.runtime.exec.sampling.sample import sample
+
+
+class Handle:
+    """A step that was submitted."""
+
+    def __init__(self, future: Future[StepResult]) -> None:
+        self._future = future
+
+    def wait(self) -> StepResult:
+        """Block until the step is done; raises what the step raised."""
+        return self._future.result()
+
+
+class Worker:
+    """Owns the rows and applies plans in the order they come.
+
+    With `overlap_depth` 0 a step runs inside `submit`; otherwise on a thread of its own, so that the caller plans the
+    next one meanwhile. Steps never run at the same time: a plan sees what all plans before it did.
+    """
+
+    def __init__(self, *, program: StepProgram, pool: KvPool, rows: RowStore, clock: Clock, overlap_depth: int) -> None:
+        self._program = program
+        self._pool = pool
+        self._rows = rows
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="phloem-step") if overlap_depth else None
+
+    def submit(self, plan: StepPlan) -> Handle:
+        """Start one step."""
+        if self._thread is not None:
+            return Handle(self._thread.submit(self._step, plan))
+        future: Future[StepResult] = Future()
+        future.set_result(self._step(plan))
+        return Handle(future)
+
+    def close(self) -> None:
+        """Finish what was submitted, then give everything back."""
+        if self._thread is not None:
+            self._thread.shutdown()
+        self._program.close()
+
+    def _step(self, plan: StepPlan) -> StepResult:
+        began_s = self._clock.now_s()
+        self._rows.apply(plan)
+        self._pool.copy_pages(plan.copies)
+        if not plan.rows:
+            return StepResult(step=plan.step, elapsed_s=self._clock.now_s() - began_s)
+        dims = fill_inputs(plan=plan, rows=self._rows, inputs=self._program.inputs)
+        logits = self._program.run(dims)
+        self._rows.advance(np.asarray(plan.rows), np.asarray(plan.num_tokens))
+        return self._observe(plan, dims, logits, began_s)
+
+    def _observe(self, plan: StepPlan, dims: StepDims, logits: torch.Tensor, began_s: float) -> StepResult:
+        """Turn logits into a result: score prompts, sample, and let the row store know the new tokens."""
+        sampling, scored, failed = self._read_rows(plan, logits)
+        rows = [row for row, _ in sampling]
+        drawn = sample(
+            logits,
+            [self._rows.sampling(row) for row in rows],
+            rows=[index for _, index in sampling],
+            argmax=self._program.argmax(dims),
+        )
+        bad = {index for index, _ in drawn.failed}
+        failed += [(rows[index], reason) for index, reason in drawn.failed]
+        good = [index for index in range(len(rows)) if index not in bad]
+        for index in good:
+            self._rows.append(rows[index], drawn.tokens[index])
+        return StepResult(
+            step=plan.step,
+            rows=tuple(rows[index] for index in good),
+            tokens=tuple((drawn.tokens[index],) for index in good),
+            logprobs=tuple(drawn.logprobs[index] for index in good) if drawn.logprobs else (),
+            prompt_logprobs=tuple(scored),
+            failed=tuple(failed),
+            elapsed_s=self._clock.now_s() - began_s,
+        )
+
+    def _read_rows(
+        self, plan: StepPlan, logits: torch.Tensor
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, tuple[TokenLogprob, ...]]], list[tuple[int, str]]]:
+        """Rows that sample with their line of `logits`, rows that score with their entries, failures with a reason."""
+        sampling: list[tuple[int, int]] = []
+        scored: list[tuple[int, tuple[TokenLogprob, ...]]] = []
+        failed: list[tuple[int, str]] = []
+        line = 0
+        for row, count, flag in zip(plan.rows, plan.num_tokens, plan.logits, strict=True):
+            if flag == NO_LOGITS:
+                continue
+            num_lines = count if flag == ALL_LOGITS else 1
+            if flag == ALL_LOGITS:
+                try:
+                    scored.append((row, self._score_prompt(row, count, logits, line)))
+                except RequestFailed as error:
+                    failed.append((row, error.message))
+            if self._rows.computed[row] == self._rows.known[row] and row not in dict(failed):
+                sampling.append((row, line + num_lines - 1))
+            line += num_lines
+        return sampling, scored, failed
+
+    def _score_prompt(self, row: int, count: int, logits: torch.Tensor, line: int) -> tuple[TokenLogprob, ...]:
+        """Log-probabilities of the prompt tokens that follow the `count` tokens just computed."""
+        num_top = self._rows.sampling(row).params.prompt_logprobs or 0
+        last = int(self._rows.computed[row])
+        following = self._rows.tokens[row, last - count + 1 : min(last + 1, int(self._rows.num_prompt[row]))]
+        return prompt_logprobs(logits, following.tolist(), num_top, first_row=line)

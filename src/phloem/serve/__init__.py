@@ -1,0 +1,1 @@
+"""The outside world: HTTP, text and observation. Never loads torch."""

@@ -1,0 +1,1 @@
+"""The ASGI application: routes, back-pressure, disconnects, drain."""

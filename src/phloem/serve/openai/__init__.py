@@ -1,0 +1,1 @@
+"""The OpenAI API: wire models, validation, and answers assembled from engine events."""
