@@ -24,6 +24,8 @@ class BuildNative(build_ext):
         """Compile, or say why not and go on."""
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
+        if self.editable_mode:  # setuptools copies over it, under the feet of engines that run: let them keep theirs
+            (CPU / "_native.so").unlink(missing_ok=True)
         try:
             _build_script().build(target)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:

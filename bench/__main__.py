@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := [name for name in wanted if name not in NAMES]:
         print(f"bench: no workload {', '.join(unknown)}; there are {', '.join(NAMES)}, all, serve", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runners are ended on the way out
     try:
         _run(wanted, options)
     except EngineFailed as error:
@@ -82,7 +84,8 @@ def _interleave(workload: Workload, engines: Sequence[EngineProcess], repetition
     """Warm each engine up, then A B C A B C ...: a drift of the machine meets all of them alike."""
     outcomes: dict[str, list[Outcome]] = {engine.name: [] for engine in engines}
     for engine in engines:
-        engine.run(workload.warm_up())
+        outcome = engine.run(workload.warm_up())
+        print(f"bench:   warm-up {engine.name}: {outcome.total_s:.2f} s", file=sys.stderr, flush=True)
     for repetition in range(repetitions):
         for engine in engines:
             outcome = engine.run(workload.batch(repetition))

@@ -1,9 +1,9 @@
 """llama.cpp through the C functions that llama-cpp-python binds: continuous batching as its own server does it.
 
-`python -m bench.runners.llama_runner MODEL.gguf THREADS`. A sequence a request, prompts in chunks of `BATCH` tokens beside
-the decoding rows, argmax over the logits with numpy. Requests of their own get a KV stream each (`kv_unified` off: no row
-attends over other rows' masked cells, measured 2.4 times the tokens a CPU second); those below a shared prefix get one
-buffer, where the prefix is computed once and its cells belong to all sequences (measured 1.2 times).
+`python -m bench.runners.llama_runner MODEL.gguf THREADS`. A sequence a request, prompts in chunks of `BATCH` tokens
+beside the decoding rows, argmax over the logits with numpy. Requests of their own get a KV stream each (`kv_unified`
+off: no row attends over other rows' masked cells, measured 2.4 times the tokens a CPU second); those below a shared
+prefix get one buffer, where the prefix is computed once and its cells belong to all (measured 1.2 times).
 """
 
 from __future__ import annotations

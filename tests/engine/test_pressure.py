@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from phloem.core.wire import Finished
+from phloem.memory.ledger.keys import encode_tokens
 from phloem.runtime.null import hash_chooser
 from phloem.runtime.sched.groups import MIN_SHARED_PAGES
 
@@ -89,6 +90,30 @@ def test_prefix_shared_by_requests_that_arrive_together_is_computed_once(make_en
     slack = 32 * (2 + 4 - 1)  # each question, and what is generated
     assert engine.null.num_computed_tokens <= 128 + slack + 32 * depth
     assert engine.stats[-1].cached_tokens == 31 * 128
+
+
+def test_answers_are_shareable_while_they_are_generated(make_engine, depth):
+    """Red if generated tokens can be found only when their request ends."""
+    engine = make_engine(depth=depth)
+    engine.submit("a", [3, 4, 5, 6], max_tokens=40, ignore_eos=True)
+    engine.turn(20)
+    assert engine.terminal("a") is None
+    engine.submit("b", [3, 4, 5, 6, *engine.tokens("a")[:13]], max_tokens=1)
+    engine.run()
+    assert engine.terminal("b").num_cached_tokens == 16
+
+
+def test_chunks_are_shareable_as_they_are_computed(make_engine):
+    """Red if a prompt can be found only once it is computed to its end."""
+    engine = make_engine(max_step_tokens=8)
+    prompt = list(range(10, 74))
+    engine.submit("a", prompt, max_tokens=1)
+    found = []
+    for _ in range(4):
+        engine.turn()
+        match = engine.scheduler._ledger.match(encode_tokens(prompt), namespace="cache:", max_tokens=64)
+        found.append(match.num_tokens)
+    assert found == [8, 16, 24, 32]
 
 
 def test_choices_share_the_prompt_to_the_last_token(make_engine, depth):

@@ -28,7 +28,7 @@ def mixed_load(engine):
             priority=index % 2,
             n=1 + (index % 5 == 0),
             max_tokens=chance.randint(1, 30),
-            prompt_logprobs=0 if index % 7 == 0 else None,
+            prompt_logprobs=0 if index % 7 == 1 else None,
         )
         if index % 4 == 3:
             engine.turn(3)

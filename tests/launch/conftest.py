@@ -22,7 +22,8 @@ class ServerProcess:
 
     def __init__(self, *arguments: str) -> None:
         started_s = time.monotonic()
-        command = [sys.executable, "-m", "phloem", "serve", "--model", "dummy:null", "--port", "0", *arguments]
+        model = () if "--model" in arguments else ("--model", "dummy:null")
+        command = [sys.executable, "-m", "phloem", "serve", "--port", "0", *model, *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.output: list[str] = []
         self.errors: list[str] = []
@@ -63,9 +64,18 @@ class ServerProcess:
         return self.process.wait(20)
 
     def close(self) -> None:
-        if self.process.poll() is None:
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
             self.process.kill()
-        self.process.wait()
+            self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def start_server() -> type[ServerProcess]:
+    """To start a server with options of one's own; whoever starts it closes it."""
+    return ServerProcess
 
 
 @pytest.fixture

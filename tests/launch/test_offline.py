@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,6 +107,16 @@ def test_leaving_a_stream_early_frees_the_request(llm: LLM) -> None:
         next(pieces)
         pieces.close()  # type: ignore[attr-defined]
     assert len(llm.generate("Hello", SamplingParams(max_tokens=3))[0].text) == 3
+
+
+def test_ctrl_c_ends_the_call_and_not_the_engine(llm: LLM) -> None:
+    """Red when an interrupt hits the middle of a step, or leaves requests running."""
+    for delay_s in (0.05, 0.051, 0.052, 0.053):
+        timer = threading.Timer(delay_s, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["Hello"] * 8, SamplingParams(max_tokens=4000))
+        assert len(llm.generate("Hello", SamplingParams(max_tokens=3))[0].text) == 3
 
 
 def test_chat_answers_one_or_several_conversations(llm: LLM) -> None:

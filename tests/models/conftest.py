@@ -150,6 +150,15 @@ SCHEDULES: dict[str, Callable[[list[list[int]]], list[list[Chunk]]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are not worth a thread pool, least of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def schedules() -> dict[str, Callable[[list[list[int]]], list[list[Chunk]]]]:
     """Ways to cut prompts into steps; all must give the same logits."""

@@ -7,6 +7,7 @@ than the server: standard input stays open as long as the server lives, and its 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -34,12 +35,15 @@ def main() -> int:
 
 def run(order: Order) -> int:
     """Build the engine that `order` describes and serve until Shutdown."""
+    gc.disable()  # nothing made while starting is garbage: looking for it takes a tenth of the time
     stages = Stages(show_as="engine")
     context = zmq.Context[zmq.Socket[bytes]]()
     inbox = ZmqInbox(order.commands_address, context=context)
     outbox = ZmqOutbox(order.events_address, context=context)
     try:
         engine = build_engine(config=order.config, source=order.source(), inbox=inbox, outbox=outbox, stages=stages)
+        gc.freeze()
+        gc.enable()
         outbox.send([engine.ready(name=order.name, stages=stages.finished())])
         try:
             engine.loop.run()

@@ -13,6 +13,7 @@ from phloem.core.errors import EngineDead, InvalidRequest
 from phloem.core.request import SamplingParams
 from phloem.core.resolve import resolve
 from phloem.launch import models
+from phloem.launch.interrupt import deferred_interrupt
 from phloem.launch.outputs import OpenRequest, RequestOutput
 from phloem.launch.progress import Progress
 from phloem.launch.stages import Stages
@@ -170,7 +171,7 @@ class LLM:
         self._commands.send([request.submit() for request in requests])
         try:
             while still_open:
-                self._engine.loop.turn()
+                self._turn()
                 for event in self._events.poll(0.0):
                     yield from self._route(event, still_open)
         finally:
@@ -192,11 +193,15 @@ class LLM:
             case _:
                 pass
 
+    def _turn(self) -> None:
+        with deferred_interrupt():
+            self._engine.loop.turn()
+
     def _abandon(self, request_ids: Sequence[str]) -> None:
         self._commands.send([wire.Abort(request_id) for request_id in request_ids])
         waiting = set(request_ids)
         while waiting:
-            self._engine.loop.turn()
+            self._turn()
             for event in self._events.poll(0.0):
                 if isinstance(event, wire.Finished | wire.Failed):
                     waiting.discard(event.request_id)

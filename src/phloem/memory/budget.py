@@ -21,6 +21,7 @@ class PageBudget(msgspec.Struct, frozen=True):
     """
 
     num_pages: int
+    pages_per_sequence: int
     max_model_len: int
     bytes_per_page: int
     arithmetic: str
@@ -70,7 +71,13 @@ def solve_pages(
         f"{max_running} sequences of {context:,} tokens want {wanted:,} pages -> "
         f"{num_pages:,} pages = {num_pages * page_size:,} tokens = {num_pages * page_bytes / GB:.2f} GB"
     )
-    return PageBudget(num_pages=num_pages, max_model_len=context, bytes_per_page=page_bytes, arithmetic=arithmetic)
+    return PageBudget(
+        num_pages=num_pages,
+        pages_per_sequence=pages_per_sequence,
+        max_model_len=context,
+        bytes_per_page=page_bytes,
+        arithmetic=arithmetic,
+    )
 
 
 def free_host_bytes() -> int:

@@ -54,8 +54,10 @@ def _refuse_unsupported(fields: Fields) -> None:
 
 
 def _windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
-    """Mistral: one `sliding_window` for all. Qwen: only with `use_sliding_window`, and by layer."""
-    if "sliding_window" not in fields or not fields.boolean("use_sliding_window", True):
+    """Mistral: one `sliding_window` for all. The others: only with `use_sliding_window`, and by layer."""
+    if "sliding_window" not in fields or not fields.boolean(
+        "use_sliding_window", fields.get("model_type") == "mistral"
+    ):
         return (None,) * num_layers
     window = fields.integer("sliding_window", most=MAX_CONTEXT)
     kinds = fields.get("layer_types")

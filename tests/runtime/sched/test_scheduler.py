@@ -163,6 +163,23 @@ def test_admission_waits_for_pages_not_for_luck():
     assert scheduler.stats(0.0).num_waiting == 1
 
 
+def test_one_gives_way_at_a_time():
+    """Red if every plan made while a preempted sequence is in flight preempts another: its pages are on their way."""
+    scheduler = scheduler_with(num_pages=6, max_step_tokens=64)
+    for _ in range(30):
+        scheduler._estimate.observe_finish(num_generated=1, max_tokens=100)
+    for name in "abc":
+        submit(scheduler, name, [ord(name)] * 7, max_tokens=12)
+    step(scheduler)
+    ahead = [scheduler.plan(0.0) for _ in range(4)]
+    assert scheduler.stats(0.0).num_preemptions == 1
+    assert scheduler.stats(0.0).num_running == 2
+    for plan in ahead:
+        if not plan.is_empty:
+            scheduler.commit(plan, result_of(plan), 0.0)
+    scheduler.check()
+
+
 @pytest.mark.parametrize("policy", ["fcfs", "lpm"])
 def test_blocked_head_is_not_overtaken(policy):
     """Red if small requests slip past a large one for ever."""

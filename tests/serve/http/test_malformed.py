@@ -61,7 +61,12 @@ async def test_bodies_that_are_too_large_are_refused_with_and_without_a_length(s
         for _ in range(100):
             yield b"x" * 50
 
-    declared = await server.http.post("/v1/completions", content=b"x" * 101, headers=JSON)
+    async def unread():
+        raise AssertionError("the header said enough")
+        yield b""
+
+    headers = JSON | {"content-length": "101"}
+    declared = await server.http.post("/v1/completions", content=unread(), headers=headers)
     chunked = await server.http.post("/v1/completions", content=endless(), headers=JSON)
     for answer in (declared, chunked):
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")

@@ -57,8 +57,12 @@ async def test_every_choice_of_a_stream_has_its_own_role_text_and_finish(serve):
         assert mine[0]["delta"].get("role") == "assistant"
         assert "".join(choice["delta"].get("content", "") for choice in mine) == text
         assert [choice["finish_reason"] for choice in mine if choice["finish_reason"]] == ["stop"]
-    whole = (await server.chat(n=2)).json()["choices"]
-    assert [choice["message"]["content"] for choice in whole] == ["one", "twelve"]
+
+
+async def test_choices_are_in_order_whichever_finishes_first(serve):
+    """Red when a whole answer lists choices as they finish."""
+    whole = (await serve(says=["twelve", "one"]).chat(n=2)).json()["choices"]
+    assert [(choice["index"], choice["message"]["content"]) for choice in whole] == [(0, "twelve"), (1, "one")]
 
 
 async def test_logprobs_in_one_piece_and_streamed(serve):

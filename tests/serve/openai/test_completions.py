@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from phloem.core import wire
+
 pytestmark = pytest.mark.anyio
 PATH = "/v1/completions"
 
@@ -93,6 +95,19 @@ async def test_echo_with_logprobs_scores_the_prompt(serve):
     assert choice["logprobs"]["tokens"] == ["a", "b", "c", "x", "<|im_end|>"]
     assert choice["logprobs"]["token_logprobs"] == [None, -0.5, -0.5, -0.5, -0.5]
     assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 4]
+
+
+async def test_echo_with_logprobs_of_several_prompts(serve):
+    """Red when the second prompt's echo begins with the first one's token."""
+    body = (await serve().complete(["ab", "cd"], echo=True, logprobs=0, max_tokens=1, n=2)).json()
+    assert [choice["logprobs"]["tokens"][:2] for choice in body["choices"]] == [["a", "b"]] * 2 + [["c", "d"]] * 2
+
+
+async def test_a_token_that_the_model_has_no_row_for_is_refused(serve):
+    """Red when a tokenizer larger than the model sends the engine an id out of range."""
+    server = serve(ready=wire.Ready(model="tiny", max_model_len=64, max_prompt_len=63, vocab_size=256))
+    answer = await server.complete("a<|im_end|>")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
 
 async def test_no_tokens_with_echo_scores_only_the_prompt(serve):

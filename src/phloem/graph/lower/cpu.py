@@ -1,14 +1,15 @@
 """Lowering for the CPU: what runs the graph, how each parameter is stored, and the program made of both.
 
-    target = pick_target(step, dtype="auto", quantize="auto", page_size=32)     # what, and why not otherwise
-    weights = target.load(step, checkpoint, num_threads=2)                      # carry out the recipes
-    program = target.program(step, weights, caches=pool.layers, inputs=inputs)  # capture
+target = pick_target(step, dtype="auto", quantize="auto", page_size=32)     # what, and why not otherwise
+weights = target.load(step, checkpoint, num_threads=2)                      # carry out the recipes
+program = target.program(step, weights, caches=pool.layers, inputs=inputs)  # capture
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -44,6 +45,13 @@ class StepProgram(Protocol):
         """Give back threads and memory."""
 
 
+class Capture(Protocol):
+    """A graph with its weights in memory, waiting for the buffers of a step."""
+
+    def __call__(self, *, caches: Sequence[torch.Tensor], inputs: StepInputs) -> StepProgram:
+        """The program over one cache tensor a layer and these static inputs."""
+
+
 @dataclass(frozen=True)
 class NativeTarget:
     """The native kernels: weights packed in the storage nearest to the checkpoint's encoding, one tape a step."""
@@ -59,7 +67,7 @@ class NativeTarget:
         weights = "as the checkpoint stores them" if self.quantize == "auto" else self.quantize
         return f"native tape, {self.pool.num_threads} threads, {_name(self.activation)}, weights {weights}"
 
-    def load(self, step: StepGraph, checkpoint: Checkpoint) -> Mapping[str, Parameter]:
+    def load(self, step: StepGraph, checkpoint: Checkpoint) -> Capture:
         """Matrices packed for the kernels, vectors in float32."""
         packer = Packer(self.library, self.pool)
         parameters: dict[str, Parameter] = {}
@@ -69,9 +77,9 @@ class NativeTarget:
             parameters[name] = (
                 packer.pack(raw, storage=self._storage(raw)) if is_matrix else to_torch(raw, torch.float32)
             )
-        return parameters
+        return partial(self._capture, step, parameters)
 
-    def program(
+    def _capture(
         self,
         step: StepGraph,
         parameters: Mapping[str, Parameter],
@@ -79,7 +87,6 @@ class NativeTarget:
         caches: Sequence[torch.Tensor],
         inputs: StepInputs,
     ) -> StepProgram:
-        """Capture the graph over these weights, caches and inputs."""
         return TapeProgram(
             graph=step.graph,
             parameters=parameters,
@@ -113,14 +120,15 @@ class ReferenceTarget:
     def description(self) -> str:
         return f"torch references, {_name(self.activation)} (slow: {self.reason})"
 
-    def load(self, step: StepGraph, checkpoint: Checkpoint) -> Mapping[str, torch.Tensor]:
+    def load(self, step: StepGraph, checkpoint: Checkpoint) -> Capture:
         """Every parameter as a tensor of the activation type; frequencies stay float32."""
-        return {
+        parameters = {
             name: to_torch(load_raw(recipe, checkpoint), torch.float32 if name == "inv_freq" else self.activation)
             for name, recipe in step.recipes.items()
         }
+        return partial(self._capture, step, parameters)
 
-    def program(
+    def _capture(
         self,
         step: StepGraph,
         parameters: Mapping[str, torch.Tensor],
@@ -128,7 +136,6 @@ class ReferenceTarget:
         caches: Sequence[torch.Tensor],
         inputs: StepInputs,
     ) -> StepProgram:
-        """Interpret the graph over these weights, caches and inputs."""
         views = {
             cache_name(index): cache.view(cache.shape[0], 2, self.page_size, layer.num_kv_heads, layer.head_dim)
             for index, (cache, layer) in enumerate(zip(caches, step.layers, strict=True))

@@ -63,10 +63,10 @@ class ReferenceProgram:
 
 
 def _call(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    args = fx.node.map_arg(node.args, values.__getitem__)
-    target = node.target
+    args: tuple[Any, ...] = fx.node.map_arg(node.args, values.__getitem__)
+    target: Any = node.target
     assert isinstance(target, Op) or target in (operator.add, operator.getitem), f"{target} is not lowered"
-    return target(*args)  # type: ignore[operator]
+    return target(*args)
 
 
 def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

@@ -17,7 +17,7 @@ from phloem.graph.capture.inputs import StepInputs, StepLimits
 from phloem.graph.checkpoint.open import open_checkpoint
 from phloem.graph.compile import compile_graph
 from phloem.graph.lower.cpu import pick_target
-from phloem.memory.budget import free_host_bytes, solve_pages
+from phloem.memory.budget import PageBudget, free_host_bytes, solve_pages
 from phloem.memory.pool.kv import KvPool
 from phloem.models.catalog import define_dummy, define_model
 from phloem.models.definition import ModelDefinition
@@ -63,13 +63,12 @@ def build_worker(
     num_threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(num_threads)
     with _timed("open checkpoint", report):
-        definition = _define(model)
-        _check_context(definition, max_model_len)
+        definition = _define(model, max_model_len)
     with _timed("build graph", report):
         step = compile_graph(definition)
         target = pick_target(step, dtype=dtype, quantize=quantize, page_size=page_size, num_threads=num_threads)
     with _timed("load weights", report):
-        parameters = target.load(step, definition.checkpoint)
+        capture = target.load(step, definition.checkpoint)
     with _timed("KV pool", report):
         budget = solve_pages(
             layers=definition.layers,
@@ -88,39 +87,44 @@ def build_worker(
             dtype=target.activation,
             device=torch.device("cpu"),
         )
-    context = budget.max_model_len
     with _timed("capture", report):
-        inputs = StepInputs(StepLimits(max_step_tokens, max_running, -(-context // page_size) + 1))
-        program = target.program(step, parameters, caches=pool.layers, inputs=inputs)
-    rows = RowStore(
+        inputs = StepInputs(StepLimits(max_step_tokens, max_running, budget.pages_per_sequence))
+        program = capture(caches=pool.layers, inputs=inputs)
+    rows = _rows(definition, budget, page_size=page_size, max_running=max_running)
+    worker = Worker(program=program, pool=pool, rows=rows, clock=MonotonicClock(), overlap_depth=overlap_depth)
+    return _built(worker, definition, budget, backend=target.description)
+
+
+def _rows(definition: ModelDefinition, budget: PageBudget, *, page_size: int, max_running: int) -> RowStore:
+    return RowStore(
         max_rows=max_running,
-        max_model_len=context,
+        max_model_len=budget.max_model_len,
         page_size=page_size,
         vocab_size=definition.vocab_size,
         end_token_ids=definition.eos_ids,
     )
-    worker = Worker(program=program, pool=pool, rows=rows, clock=MonotonicClock(), overlap_depth=overlap_depth)
+
+
+def _built(worker: Worker, definition: ModelDefinition, budget: PageBudget, *, backend: str) -> BuiltWorker:
     return BuiltWorker(
         worker=worker,
         num_pages=budget.num_pages,
-        max_model_len=context,
+        max_model_len=budget.max_model_len,
         vocab_size=definition.vocab_size,
         eos_token_ids=definition.eos_ids,
         memory=budget.arithmetic,
-        backend=target.description,
+        backend=backend,
     )
 
 
-def _define(model: Path | str) -> ModelDefinition:
-    return define_dummy(model) if isinstance(model, str) else define_model(open_checkpoint(model))
-
-
-def _check_context(definition: ModelDefinition, max_model_len: int | None) -> None:
+def _define(model: Path | str, max_model_len: int | None) -> ModelDefinition:
+    definition = define_dummy(model) if isinstance(model, str) else define_model(open_checkpoint(model))
     if max_model_len is not None and max_model_len > definition.max_context:
         raise ConfigError(
             f"--max-model-len {max_model_len} is more than the {definition.max_context} tokens the model was made for",
             field="max_model_len",
         )
+    return definition
 
 
 @contextmanager

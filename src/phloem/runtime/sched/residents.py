@@ -61,15 +61,18 @@ class Residents:
             return NO_MATCH
         return self._ledger.match(sequence.key, namespace=sequence.namespace, max_tokens=max_hit)
 
-    def fits(self, sequence: Sequence, match: Match, estimate: OutputEstimate) -> bool:
-        """Whether pages will last for everyone running and for this one, by the estimate of what they will generate."""
-        if not self.running and not self.are_leaving:
-            return True  # alone, it has the whole pool, which admission made sure is enough
-        demand = self._pages_expected(sequence, estimate) - match.num_leased_pages
-        for each in self.running.values():
-            assert each.holding is not None
-            demand += max(0, self._pages_expected(each, estimate) - len(each.holding.pages))
-        return demand <= self._ledger.num_available
+    def spare_pages(self, estimate: OutputEstimate) -> int:
+        """Pages left once everyone running has generated what is expected of it; negative when over-committed."""
+        reserved = 0
+        for sequence in self.running.values():
+            assert sequence.holding is not None
+            reserved += max(0, self._pages_expected(sequence, estimate) - len(sequence.holding.pages))
+        return self._ledger.num_available - reserved
+
+    def pages_wanted(self, sequence: Sequence, match: Match, estimate: OutputEstimate) -> int:
+        """Pages a waiting sequence would take in the end, beyond those others lease anyway. Never more than the pool has:
+        its limit was cut to that (`Intake`)."""
+        return self._pages_expected(sequence, estimate) - match.num_leased_pages
 
     # -- doing
 

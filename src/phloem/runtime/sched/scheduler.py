@@ -54,13 +54,13 @@ class Scheduler:
         self._ledger = ledger
         self._policy = policy
         self._max_step_tokens = max_step_tokens
-        # every running sequence gets at least one token of every step: no row starves
+        # never more rows than a step has tokens: all that decode advance in every step
         self._residents = Residents(ledger=ledger, max_rows=min(max_rows, max_step_tokens))
         self._waiting = WaitingQueue(policy)
         self._requests: dict[str, Request] = {}
         self._estimate = OutputEstimate()
         self._is_shutting_down = False
-        self._is_blocked = False  # the first waiting found no pages, and none have been given back since
+        self._is_blocked = False  # the first of the queue found no place, and nothing has changed since
         self._num_steps = self._num_preemptions = 0
         self._num_prompt_tokens = self._num_cached_tokens = self._num_generated_tokens = 0
         self._last_step_s, self._last_step_tokens = 0.0, 0
@@ -181,7 +181,7 @@ class Scheduler:
                 behind.append(sequence)
             elif num_tokens == 1 and not extend(sequence, draft):
                 short = short or sequence
-        for sequence in behind:
+        for sequence in sorted(behind, key=self._standing):
             if draft.budget and not extend(sequence, draft):
                 short = short or sequence
         return short
@@ -194,13 +194,18 @@ class Scheduler:
             return None
         page_size = self._ledger.page_size
         computing = residents.computing_prompts() if self._policy.defers else []
+        num_spare = residents.spare_pages(self._estimate)
         for sequence in self._waiting.in_order(self._num_cached):
-            match = residents.match(sequence)
-            if sequence.awaits_leader or sequence.shares_more_with(computing, match.num_tokens, page_size):
+            if sequence.awaits_leader:
                 continue
-            if not residents.has_free_row or not residents.fits(sequence, match, self._estimate):
+            match = residents.match(sequence)
+            if sequence.shares_more_with(computing, match.num_tokens, page_size):
+                continue
+            num_wanted = residents.pages_wanted(sequence, match, self._estimate)
+            if num_wanted > num_spare or not residents.has_free_row:
                 self._is_blocked = True
                 return sequence
+            num_spare -= num_wanted
             self._waiting.remove(sequence)
             self._num_cached_tokens += residents.start(sequence, match, draft)
             if self._policy.defers:
@@ -215,7 +220,7 @@ class Scheduler:
         running = self._residents.running
         if self._residents.are_leaving or not running:
             return
-        victim = max(running.values(), key=lambda each: self._policy.standing(each.candidate))
+        victim = max(running.values(), key=self._standing)
         if short.phase == WAITING and not self._policy.may_displace(short.candidate, victim.candidate):
             return
         self._num_preemptions += 1
@@ -223,6 +228,9 @@ class Scheduler:
         self._residents.stop_planning(victim)
         victim.leave()
         self._release_if_unleased(victim)
+
+    def _standing(self, sequence: Sequence) -> tuple[float, ...]:
+        return self._policy.standing(sequence.candidate)
 
     def _num_cached(self, sequence: Sequence) -> int:
         return self._residents.match(sequence).num_tokens
@@ -248,10 +256,15 @@ class Scheduler:
                 continue
             if sequence.num_computed >= sequence.publish_at:
                 residents.publish(sequence)
+                if sequence.num_computed == sequence.num_prompt:
+                    self._is_blocked = False  # those that waited for this prompt need few pages now
             new_prompt = sequence.report_prompt(num_tokens, prompt_logprobs[row]) if row in prompt_logprobs else ()
             if samples or new_prompt or sequence.is_complete:
-                tokens = sampled[row] if samples else ()
-                events += self._take(sequence.take(tokens, logprobs.get(row, ()), new_prompt), sequence)
+                event = sequence.take(sampled[row] if samples else (), logprobs.get(row, ()), new_prompt)
+                events.append(event)
+                self._num_generated_tokens += len(event.token_ids)
+                if event.finish is not None:
+                    events += self._finish(sequence)
             if sequence.phase is LEAVING:
                 self._release_if_unleased(sequence)
         if plan.rows:
@@ -272,12 +285,6 @@ class Scheduler:
     def fail_all(self, code: str, message: str) -> list[Event]:
         """The engine cannot go on: every open request fails."""
         return [event for name in list(self._requests) for event in self._fail(name, code, message)]
-
-    def _take(self, event: Tokens, sequence: Sequence) -> list[Event]:
-        self._num_generated_tokens += len(event.token_ids)
-        if event.finish is None:
-            return [event]
-        return [event, *self._finish(sequence)]
 
     # -- ends
 

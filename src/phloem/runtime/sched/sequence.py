@@ -190,11 +190,13 @@ class Sequence:
     ) -> Tokens:
         """The next tokens are known, up to the first that ends it. Returns the event that says so."""
         reason = "length" if self.is_complete else None
-        for count, token in enumerate(tokens, start=1):
-            reason = self._append(token)
-            if reason is not None:
-                tokens, logprobs = tokens[:count], logprobs[:count]
+        num_taken = 0
+        for token in tokens:
+            num_taken += 1
+            if reason := self._append(token):
                 break
+        if num_taken < len(tokens):
+            tokens, logprobs = tokens[:num_taken], logprobs[:num_taken]
         stop_token = tokens[-1] if reason == "stop" else None
         name = self.request.submit.request_id
         return Tokens(name, self.choice, tokens, logprobs, prompt_logprobs, reason, stop_token)

@@ -87,65 +87,72 @@ struct Attention {
         return pointer<int32_t>(in, 4)[row * in.args[5] + key / layout.page_size];
     }
 
-    // scores[i, key - start] = q_i . k_key, four blocks of sixteen keys of one page at a time.
+    // scores[i, key - start] = q_i . k_key, four panels of sixteen keys at a time.
     void score(int64_t row, int64_t kv_head, int64_t start, int64_t low, int64_t high) {
+        TileArgs t;
+        t.a = reinterpret_cast<const char*>(w.q);
+        t.a_stride = dim * int64_t(sizeof(A));
+        t.step_stride = 64;
+        t.segments = 1;
+        t.steps[0] = layout.key_steps();
+        t.c_stride = CHUNK;
         for (int64_t key = low & ~int64_t(15); key < high;) {
-            const int64_t in_page = layout.page_size - key % layout.page_size;
-            const int64_t left = high - key < in_page ? high - key : in_page;
-            const int64_t panels = left > 48 ? 4 : (left + 15) / 16;
-            const A* keys = layout.keys(cache(), page_of(row, key), kv_head) + key % layout.page_size * dim;
-            multiply_rows<A>({reinterpret_cast<const char*>(w.q), dim * int64_t(sizeof(A)),
-                              reinterpret_cast<const char*>(keys), layout.key_panel_bytes(), 64, layout.key_steps(),
-                              w.scores + (key - start), CHUNK, false},
-                             w.size, int(panels));
-            key += panels * 16;
+            int panels = 0;
+            t.c = w.scores + (key - start);
+            for (; panels < MAX_NP && key < high; panels++, key += 16) {
+                const A* keys = layout.keys(cache(), page_of(row, key), kv_head) + key % layout.page_size * dim;
+                t.b[0][panels] = reinterpret_cast<const char*>(keys);
+            }
+            multiply_rows<A>(t, w.size, panels);
         }
     }
 
     // Softmax numerators of query i over [low, high), zero outside its own keys; its peak and sum.
     void weigh(int64_t i, int64_t chunk, int64_t low, int64_t high) {
         const int64_t start = chunk * CHUNK, first = first_key(i, chunk) - start, last = last_key(i, chunk) - start;
-        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const int64_t block = (low - start) & ~int64_t(15), end = high - start;
+        const float* scores = w.scores + i * CHUNK;
         const __m512 lowest = _mm512_set1_ps(-__builtin_inff()), scaling = _mm512_set1_ps(scale);
-        const int64_t block = (low - start) & ~int64_t(15);
-        float* scores = w.scores + i * CHUNK;
         __m512 peak = lowest;
-        for (int64_t k = block; k < high - start; k += 16) {
-            const __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(int(k)));
-            const __mmask16 seen = _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32(int(first))) &
-                                   _mm512_cmplt_epi32_mask(key, _mm512_set1_epi32(int(last)));
-            const __m512 s = _mm512_mask_mul_ps(lowest, seen, _mm512_loadu_ps(scores + k), scaling);
-            _mm512_storeu_ps(scores + k, s);
-            peak = _mm512_max_ps(peak, s);
-        }
-        w.peak[i] = last > first ? _mm512_reduce_max_ps(peak) : -__builtin_inff();
-        const __m512 top = _mm512_set1_ps(last > first ? w.peak[i] : 0.0f);
+        for (int64_t k = block; k < end; k += 16)
+            peak = _mm512_mask_max_ps(peak, own_keys(k, first, last), peak, _mm512_loadu_ps(scores + k));
+        w.peak[i] = last > first ? _mm512_reduce_max_ps(peak) * scale : -__builtin_inff();
+        const __m512 top = _mm512_set1_ps(w.peak[i]);
         __m512 sum = _mm512_setzero_ps();
-        for (int64_t k = block; k < high - start; k += 16) {
-            const __m512 p = exp2_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + k), top));
+        for (int64_t k = block; k < end; k += 16) {
+            const __m512 s = _mm512_fmsub_ps(_mm512_loadu_ps(scores + k), scaling, top);
+            const __m512 p = _mm512_maskz_mov_ps(own_keys(k, first, last), exp2_ps(s));
             sum = _mm512_add_ps(sum, p);
             store_act(w.weights + i * CHUNK + k, p, 0xffff);
         }
         w.sum[i] = _mm512_reduce_add_ps(sum);
     }
+    // Which of the keys k..k+15 lie in [first, last).
+    INLINE __mmask16 own_keys(int64_t k, int64_t first, int64_t last) {
+        const uint32_t below = last - k >= 16 ? 0xffffu : (last <= k ? 0u : (1u << (last - k)) - 1u);
+        const uint32_t before = first <= k ? 0u : (first - k >= 16 ? 0xffffu : (1u << (first - k)) - 1u);
+        return __mmask16(below & ~before);
+    }
 
-    // out[i] = weights[i] . values over [low, high), page by page.
+    // out[i] = weights[i] . values over [low, high); the chunk's pages are the segments.
     void gather_values(int64_t row, int64_t kv_head, int64_t start, int64_t low, int64_t high) {
-        bool accumulate = false;
-        for (int64_t key = low; key < high;) {
-            const int64_t page_end = (key / layout.page_size + 1) * layout.page_size;
-            const int64_t end = high < page_end ? high : page_end;
-            const int64_t steps = (end - key + layout.PER_STEP - 1) / layout.PER_STEP;
-            const A* values = layout.values(cache(), page_of(row, key), kv_head);
-            const char* b = reinterpret_cast<const char*>(values + layout.value_at(key % layout.page_size, 0));
-            for (int64_t p = 0; p < dim / 16; p += MAX_NP) {
-                const int panels = dim / 16 - p < MAX_NP ? int(dim / 16 - p) : MAX_NP;
-                multiply_rows<A>({reinterpret_cast<const char*>(w.weights + (key - start)), CHUNK * int64_t(sizeof(A)),
-                                  b + p * 64, 64, layout.value_step_bytes(), steps, w.out + p * 16, dim, accumulate},
-                                 w.size, panels);
+        TileArgs t;
+        t.a = reinterpret_cast<const char*>(w.weights + (low - start));
+        t.a_stride = CHUNK * int64_t(sizeof(A));
+        t.step_stride = layout.value_step_bytes();
+        t.c_stride = dim;
+        for (int64_t p = 0; p < dim / 16; p += MAX_NP) {
+            t.segments = 0;
+            for (int64_t key = low; key < high;) {
+                const int64_t page_end = (key / layout.page_size + 1) * layout.page_size;
+                const int64_t end = high < page_end ? high : page_end;
+                const A* values = layout.values(cache(), page_of(row, key), kv_head);
+                const char* b = reinterpret_cast<const char*>(values + layout.value_at(key % layout.page_size, 0));
+                add_segment(t, b + p * 64, 64, (end - key + layout.PER_STEP - 1) / layout.PER_STEP);
+                key = end;
             }
-            accumulate = true;
-            key = end;
+            t.c = w.out + p * 16;
+            multiply_rows<A>(t, w.size, dim / 16 - p < MAX_NP ? int(dim / 16 - p) : MAX_NP);
         }
     }
 
@@ -169,16 +176,40 @@ struct Attention {
         memset(w.total + i * dim, 0, size_t(dim) * 4);
     }
 
-    void merge(int64_t i, const float* out, float peak, float sum) {
-        if (peak == -__builtin_inff()) return;
-        const float top = w.total_peak[i] > peak ? w.total_peak[i] : peak;
-        const float keep = exp2_one(w.total_peak[i] - top), take = exp2_one(peak - top);
-        w.total_sum[i] = __builtin_fmaf(sum, take, w.total_sum[i] * keep);
-        w.total_peak[i] = top;
-        float* total = w.total + i * dim;
-        for (int64_t j = 0; j < dim; j += 16) {
-            const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(total + j), _mm512_set1_ps(keep));
-            _mm512_storeu_ps(total + j, _mm512_fmadd_ps(_mm512_loadu_ps(out + j), _mm512_set1_ps(take), kept));
+    // How much of the totals to keep and of the new results to take, for sixteen queries from i on.
+    struct Shares {
+        alignas(64) float keep[16], take[16];
+        __mmask16 seen;
+    };
+    Shares merge_sums(int64_t i, const float* peaks, const float* sums) {
+        Shares s;
+        const __mmask16 valid = tail_mask(w.size - i);
+        const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
+        const __m512 old = load_act(w.total_peak + i, valid), peak = _mm512_mask_loadu_ps(lowest, valid, peaks + i);
+        s.seen = _mm512_cmp_ps_mask(peak, lowest, _CMP_NEQ_OQ);
+        const __m512 top = _mm512_max_ps(old, peak), total = load_act(w.total_sum + i, valid);
+        const __m512 keep = exp2_ps(_mm512_sub_ps(old, top)), take = exp2_ps(_mm512_sub_ps(peak, top));
+        const __m512 sum = _mm512_fmadd_ps(load_act(sums + i, valid), take, _mm512_mul_ps(total, keep));
+        store_act(w.total_sum + i, sum, s.seen);
+        store_act(w.total_peak + i, top, s.seen);
+        _mm512_store_ps(s.keep, keep);
+        _mm512_store_ps(s.take, take);
+        return s;
+    }
+
+    // Merges a chunk's results [size, dim] into the totals; queries that saw none of its keys stay as they are.
+    void merge(const float* out, const float* peaks, const float* sums) {
+        for (int64_t block = 0; block < w.size; block += 16) {
+            const Shares shares = merge_sums(block, peaks, sums);
+            for (int64_t i = block; i < block + 16 && i < w.size; i++) {
+                if (!(shares.seen >> (i - block) & 1)) continue;
+                const __m512 keep = _mm512_set1_ps(shares.keep[i - block]), take = _mm512_set1_ps(shares.take[i - block]);
+                float* total = w.total + i * dim;
+                for (int64_t j = i * dim; j < (i + 1) * dim; j += 16, total += 16) {
+                    const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(total), keep);
+                    _mm512_storeu_ps(total, _mm512_fmadd_ps(_mm512_loadu_ps(out + j), take, kept));
+                }
+            }
         }
     }
 
@@ -207,7 +238,7 @@ struct Attention {
         for (int64_t i = 0; i < w.size; i++) clear_total(i);
         for (int32_t c = piece.chunk_begin; c < piece.chunk_end; c++) {
             attend(piece.row, kv_head, c);
-            for (int64_t i = 0; i < w.size; i++) merge(i, w.out + i * dim, w.peak[i], w.sum[i]);
+            merge(w.out, w.peak, w.sum);
         }
         for (int64_t i = 0; i < w.size; i++) write_output(i, w.token[i], w.head[i]);
     }
@@ -260,7 +291,7 @@ struct Attention {
             clear_total(0);
             for (int32_t c = split.chunk_begin; c < split.chunk_end; c++) {
                 const float* partial = plan.partials + w.partial[0] + (c - split.chunk_begin) * heads * partial_floats(dim);
-                merge(0, partial, partial[dim], partial[dim + 1]);
+                merge(partial, partial + dim, partial + dim + 1);
             }
             write_output(0, split.token, h);
         }

@@ -6,7 +6,8 @@
 
 namespace {
 
-constexpr int64_t ROW_BLOCK = 192;  // rows that share one expansion of a panel: their activations stay in L2
+// Rows that share one expansion of a panel: as many as keep their activations in a part of L2.
+constexpr int64_t ROW_BLOCK_BYTES = 512 << 10, MIN_ROW_BLOCK = 64;
 
 struct Linear {
     const char* x;
@@ -23,7 +24,10 @@ Linear decode(const Instruction& in) {
             in.args[5],           in.args[6],           in.args[8],           in.args[7] == ACT_BF16 ? 2 : 4};
 }
 
-int64_t row_blocks(int64_t rows) { return (rows + ROW_BLOCK - 1) / ROW_BLOCK; }
+RowBlocks row_blocks(const Linear& l, int64_t rows) {
+    const int64_t fit = ROW_BLOCK_BYTES / l.x_stride();
+    return RowBlocks(rows, fit > MIN_ROW_BLOCK ? fit : MIN_ROW_BLOCK);
+}
 
 // Sums [rows, c_stride] of columns starting at panel `first`, plus bias, to the output type.
 void finish(const Linear& l, const float* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first, int panels) {
@@ -41,22 +45,47 @@ void finish(const Linear& l, const float* c, int64_t c_stride, int64_t row, int6
     }
 }
 
-// Multiplies rows by panels that lie ready in the activation's type.
+// Memory that will be read next, fetched into L2 little by little while the multiplication needs no bandwidth.
+struct Ahead {
+    const char* from;
+    int64_t bytes;
+    void fetch(int64_t part, int64_t parts) const {
+        const char* end = from + bytes * (part + 1) / parts;
+        for (const char* line = from + bytes * part / parts; line < end; line += 64) _mm_prefetch(line, _MM_HINT_T1);
+    }
+};
+
+// Where panels lie that are ready in the activation's type.
+struct Ready {
+    const char* panels;
+    int64_t panel_stride, step_stride;
+    Ahead ahead;
+};
+
 template <class A>
-void multiply(const Linear& l, const char* b, int64_t panel_stride, int64_t step_stride, int64_t row, int64_t rows,
-              int64_t first, int panels) {
-    const int64_t steps = l.k * l.act_bytes / 4;
+void multiply(const Linear& l, const Ready& ready, int64_t row, int64_t rows, int64_t first, int panels) {
     alignas(64) float c[MAX_MR * MAX_NP * 16];
-    for (int64_t done = 0; done < rows; done += MAX_MR) {
-        const int mr = rows - done < MAX_MR ? int(rows - done) : MAX_MR;
-        const char* x = l.x + (row + done) * l.x_stride();
-        Tiles<A>::pick(mr, panels)(
-            {x, l.x_stride(), b, panel_stride, step_stride, steps, c, MAX_NP * 16, false});
-        finish(l, c, MAX_NP * 16, row + done, mr, first, panels);
+    TileArgs t;
+    t.segments = 0;
+    add_segment(t, ready.panels, ready.panel_stride, l.k * l.act_bytes / 4);
+    t.step_stride = ready.step_stride;
+    t.a_stride = l.x_stride();
+    t.c = c;
+    t.c_stride = MAX_NP * 16;
+    const RowBlocks blocks(rows, MAX_MR);
+    for (int64_t i = 0; i < blocks.blocks; i++) {
+        const int64_t begin = row + blocks.begin(i), size = blocks.size(i);
+        t.a = l.x + begin * l.x_stride();
+        ready.ahead.fetch(i, blocks.blocks);
+        Tiles<A>::pick(int(size), panels)(t);
+        finish(l, c, t.c_stride, begin, size, first, panels);
     }
 }
 
-// One row, without going through memory: the same rounded weights, the same chain.
+// One row, without going through memory: the same rounded weights, the same chain. Records are fetched AHEAD of use,
+// at the end of these panels from the NP that follow.
+constexpr int64_t AHEAD = 4;
+
 template <class Q, int NP>
 void multiply_one_row(const Linear& l, int64_t row, int64_t first) {
     const int64_t records = l.k / 32, panel_bytes = records * Q::BYTES;
@@ -69,7 +98,8 @@ void multiply_one_row(const Linear& l, int64_t row, int64_t first) {
 #pragma GCC unroll 4
         for (int p = 0; p < NP; p++) {
             const char* record = weight + p * panel_bytes;
-            for (int64_t line = 0; line < Q::BYTES; line += 64) _mm_prefetch(record + 4 * Q::BYTES + line, _MM_HINT_T0);
+            const char* ahead = record + (k + AHEAD < records ? 0 : (NP - 1) * panel_bytes) + AHEAD * Q::BYTES;
+            for (int64_t line = 0; line < Q::BYTES; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
             const typename Q::Scales s = Q::scales(record);
 #pragma GCC unroll 16
             for (int pair = 0; pair < 16; pair++)
@@ -98,7 +128,9 @@ void quantized(const Linear& l, int64_t row, int64_t rows, int64_t first, int pa
         for (int64_t k = 0; k < records; k++, record += Q::BYTES, out += steps * step_stride)
             expand_record<Q>(A(), record, out, step_stride);
     }
-    multiply<A>(l, scratch.base, 64, step_stride, row, rows, first, panels);
+    const int64_t bytes = panels * records * Q::BYTES;
+    const Ahead next = {l.weight + first * records * Q::BYTES + bytes, bytes};
+    multiply<A>(l, {scratch.base, 64, step_stride, next}, row, rows, first, panels);
 }
 
 // bfloat16 weights under float32 activations: widen the panels first.
@@ -113,7 +145,7 @@ void widened(const Linear& l, int64_t row, int64_t rows, int64_t first, int pane
             _mm512_storeu_si512(out + step_stride, _mm512_and_si512(both, _mm512_set1_epi32(int(0xffff0000u))));
         }
     }
-    multiply<float>(l, scratch.base, 64, step_stride, row, rows, first, panels);
+    multiply<float>(l, {scratch.base, 64, step_stride, {nullptr, 0}}, row, rows, first, panels);
 }
 
 template <class A>
@@ -129,27 +161,28 @@ void panels_of(const Linear& l, int64_t row, int64_t rows, int64_t first, int pa
         default: break;
     }
     const int64_t panel_stride = l.k * l.act_bytes / 4 * 64;  // stored in the activation's own type
-    multiply<A>(l, l.weight + first * panel_stride, panel_stride, 64, row, rows, first, panels);
+    multiply<A>(l, {l.weight + first * panel_stride, panel_stride, 64, {nullptr, 0}}, row, rows, first, panels);
 }
 
 int64_t count(const Instruction& in, const Dims& dims) {
-    return row_blocks(row_count(in, dims)) * decode(in).panels();
+    const Linear l = decode(in);
+    return row_blocks(l, row_count(in, dims)).blocks * l.panels();
 }
 
 void run(const Instruction& in, const Dims& dims, int64_t begin, int64_t end, Scratch& scratch) {
     const Linear l = decode(in);
-    const int64_t total = row_count(in, dims), panels = l.panels();
+    const RowBlocks blocks = row_blocks(l, row_count(in, dims));
+    const int64_t panels = l.panels();
     while (begin < end) {
-        const int64_t row = begin / panels * ROW_BLOCK, first = begin % panels;
-        const int64_t rows = total - row < ROW_BLOCK ? total - row : ROW_BLOCK;
+        const int64_t block = begin / panels, first = begin % panels;
         int64_t np = end - begin < panels - first ? end - begin : panels - first;
         if (np > MAX_NP) np = MAX_NP;
-        if (in.args[7] == ACT_BF16) panels_of<bf16>(l, row, rows, first, int(np), scratch);
-        else panels_of<float>(l, row, rows, first, int(np), scratch);
+        if (in.args[7] == ACT_BF16) panels_of<bf16>(l, blocks.begin(block), blocks.size(block), first, int(np), scratch);
+        else panels_of<float>(l, blocks.begin(block), blocks.size(block), first, int(np), scratch);
         begin += np;
     }
 }
 
 }  // namespace
 
-const OpKernel LINEAR = {count, run, MAX_NP};
+const OpKernel LINEAR = {count, run, 4 * MAX_NP};

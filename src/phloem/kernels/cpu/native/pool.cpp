@@ -1,6 +1,7 @@
 // Executes a tape with N threads, the caller included.
 //
-// One 64-bit ticket says which instruction is current and which of its items is next. Threads claim ranges of items by
+// One 64-bit ticket says which instruction is current (high half: a running number) and which of its items is next (low
+// half). Threads claim ranges of items by
 // compare-and-swap; whoever finishes the last item publishes the next instruction. There is no barrier of threads: a
 // thread that the operating system took away holds up the others only while it holds a claim. Threads that find nothing
 // to claim spin, then yield; a millisecond after a tape they sleep.
@@ -83,17 +84,16 @@ public:
     }
 
     void run(const Instruction* tape, int64_t size, const Dims& dims) {
-        tape_ = tape;
+        tape_end_ = tape + size;
         dims_ = dims;
-        first_ = sequence_of(ticket_.load(std::memory_order_relaxed)) + 1;
-        last_.store(first_ + uint32_t(size), std::memory_order_relaxed);
-        publish(first_);
         {
-            std::lock_guard<std::mutex> lock(mutex_);  // a worker about to sleep sees the new ticket or this call
+            std::lock_guard<std::mutex> lock(mutex_);  // a worker about to sleep sees this or is woken below
+            running_.store(true, std::memory_order_relaxed);
         }
+        publish(tape);
         if (sleepers_.load(std::memory_order_relaxed)) wake_.notify_all();
         Patience patience;
-        while (!finished()) {
+        while (running_.load(std::memory_order_acquire)) {
             if (work(scratch_[0])) patience = Patience();
             else patience.wait();
         }
@@ -102,46 +102,45 @@ public:
     int threads() const { return threads_; }
 
 private:
-    static uint32_t sequence_of(uint64_t ticket) { return uint32_t(ticket >> 32); }
-    bool finished() const {
-        return sequence_of(ticket_.load(std::memory_order_acquire)) == last_.load(std::memory_order_relaxed);
-    }
+    // What a ticket number stands for. Two slots alternate, so that a thread that still holds the previous number never
+    // sees its values change under it; by the next reuse of a slot that thread's number is stale and claims nothing.
+    struct Current {
+        std::atomic<const Instruction*> instruction{nullptr};
+        std::atomic<int64_t> total{0}, max_claim{1};
+    };
 
-    // Makes the first instruction from `sequence` on that has items the current one.
-    void publish(uint32_t sequence) {
+    // Makes the first instruction from `in` on that has items the current one, or ends the run.
+    void publish(const Instruction* in) {
         int64_t total = 0;
-        const uint32_t last = last_.load(std::memory_order_relaxed);
-        for (; sequence != last; sequence++) {
-            const Instruction& in = tape_[sequence - first_];
-            total = kernel_of(in.op)->count(in, dims_);
-            if (total <= 0) continue;
-            max_claim_.store(kernel_of(in.op)->max_claim, std::memory_order_relaxed);
-            break;
+        for (; in != tape_end_; in++) {
+            total = kernel_of(in->op)->count(*in, dims_);
+            if (total > 0) break;
         }
-        // Close the old instruction before its sizes change: a claim by the old ticket against the new total must fail.
-        // The old number stays until all is set, or a run could begin while its predecessor is still being closed.
-        ticket_.store(ticket_.load(std::memory_order_relaxed) | CLOSED, std::memory_order_relaxed);
-        total_.store(total, std::memory_order_release);
+        const bool ended = in == tape_end_;
+        const uint32_t number = uint32_t(ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+        Current& next = current_[number % 2];
+        next.instruction.store(in, std::memory_order_relaxed);
+        next.total.store(ended ? 0 : total, std::memory_order_relaxed);
+        next.max_claim.store(ended ? 1 : kernel_of(in->op)->max_claim, std::memory_order_relaxed);
         done_.store(0, std::memory_order_relaxed);
-        ticket_.store(ticket_of(sequence), std::memory_order_release);
+        ticket_.store(uint64_t(number) << 32, std::memory_order_release);
+        if (ended) running_.store(false, std::memory_order_release);
     }
 
     // Claims and runs one range of items; false if there was none.
     bool work(Scratch& scratch) {
         uint64_t ticket = ticket_.load(std::memory_order_acquire);
-        const uint32_t sequence = sequence_of(ticket);
-        if (sequence == last_.load(std::memory_order_relaxed)) return false;
-        const int64_t total = total_.load(std::memory_order_acquire), begin = int64_t(uint32_t(ticket));
+        const Current& current = current_[uint32_t(ticket >> 32) % 2];
+        const int64_t total = current.total.load(std::memory_order_relaxed), begin = int64_t(uint32_t(ticket));
         if (begin >= total) return false;
-        // Under a stale ticket these may belong to a later instruction; then the exchange fails and they go unused.
-        const int64_t fair = (total - begin) / (2 * threads_), limit = max_claim_.load(std::memory_order_relaxed);
+        const int64_t fair = (total - begin) / (2 * threads_), limit = current.max_claim.load(std::memory_order_relaxed);
         const int64_t most = fair < 1 ? 1 : (fair < limit ? fair : limit);
         const int64_t end = begin + most < total ? begin + most : total;
-        if (!ticket_.compare_exchange_strong(ticket, ticket_of(sequence) + uint64_t(end), std::memory_order_acq_rel))
+        const Instruction* in = current.instruction.load(std::memory_order_relaxed);
+        if (!ticket_.compare_exchange_strong(ticket, ticket + uint64_t(end - begin), std::memory_order_acq_rel))
             return true;  // somebody else was faster: look again
-        const Instruction& in = tape_[sequence - first_];
-        kernel_of(in.op)->run(in, dims_, begin, end, scratch);
-        if (done_.fetch_add(end - begin, std::memory_order_acq_rel) + (end - begin) == total) publish(sequence + 1);
+        kernel_of(in->op)->run(*in, dims_, begin, end, scratch);
+        if (done_.fetch_add(end - begin, std::memory_order_acq_rel) + (end - begin) == total) publish(in + 1);
         return true;
     }
 
@@ -153,7 +152,7 @@ private:
                 continue;
             }
             patience.wait();
-            if (finished() && patience.long_idle()) {
+            if (!running_.load(std::memory_order_relaxed) && patience.long_idle()) {
                 sleep();
                 patience = Patience();
             }
@@ -163,21 +162,19 @@ private:
     void sleep() {
         std::unique_lock<std::mutex> lock(mutex_);
         sleepers_++;
-        wake_.wait(lock, [this] { return stopping_ || !finished(); });
+        wake_.wait(lock, [this] { return stopping_ || running_; });
         sleepers_--;
     }
 
     const int threads_;
     std::vector<Scratch> scratch_;
     std::vector<std::thread> workers_;
-    const Instruction* tape_ = nullptr;
+    const Instruction* tape_end_ = nullptr;
     Dims dims_ = {};
-    uint32_t first_ = 0;
+    Current current_[2];
     alignas(64) std::atomic<uint64_t> ticket_{0};
-    std::atomic<int64_t> total_{0}, max_claim_{1};
-    std::atomic<uint32_t> last_{0};
     alignas(64) std::atomic<int64_t> done_{0};
-    alignas(64) std::atomic<bool> stopping_{false};
+    alignas(64) std::atomic<bool> running_{false}, stopping_{false};
     std::atomic<int> sleepers_{0};
     std::mutex mutex_;
     std::condition_variable wake_;

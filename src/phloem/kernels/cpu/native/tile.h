@@ -1,4 +1,4 @@
-// The one multiplication kernel: C[MR, NP*16] (+)= A[MR, steps] * B[steps, NP*16].
+// The one multiplication kernel: C[MR, NP*16] = A[MR, steps] * B[steps, NP*16].
 //
 // A step is four bytes of A (a pair of bfloat16 or one float32, broadcast) against 64 bytes of B a panel (sixteen such
 // lanes). Linear layers, q k^T and p v all have this form, see README.md. Every output is one chain of accumulations
@@ -6,18 +6,19 @@
 #pragma once
 #include "simd.h"
 
+constexpr int MAX_MR = 6, MAX_NP = 4, MAX_SEGMENTS = 4;
+
 struct TileArgs {
     const char* a;
     int64_t a_stride;  // bytes between rows of A
-    const char* b;
-    int64_t panel_stride, step_stride;  // bytes between panels of sixteen columns, and between steps
-    int64_t steps;
+    // B may lie in up to four places one after another (pages of a cache): steps[i] steps from panels b[i][0..3].
+    const char* b[MAX_SEGMENTS][MAX_NP];
+    int64_t steps[MAX_SEGMENTS];
+    int64_t step_stride;  // bytes between steps of B
+    int segments;
     float* c;
     int64_t c_stride;  // floats between rows of C
-    bool accumulate;   // start from C instead of zero
 };
-
-constexpr int MAX_MR = 6, MAX_NP = 4;
 
 INLINE __m512 multiply_add(bf16, __m512 acc, __m512i b, const char* a) {
     int32_t pair;
@@ -36,19 +37,24 @@ static void tile(const TileArgs& t) {
 #pragma GCC unroll 8
     for (int r = 0; r < MR; r++)
 #pragma GCC unroll 4
-        for (int p = 0; p < NP; p++)
-            acc[r][p] = t.accumulate ? _mm512_loadu_ps(t.c + r * t.c_stride + p * 16) : _mm512_setzero_ps();
+        for (int p = 0; p < NP; p++) acc[r][p] = _mm512_setzero_ps();
     const char* a = t.a;
-    const char* b = t.b;
-    const int64_t a_stride = t.a_stride, panel_stride = t.panel_stride, step_stride = t.step_stride;
-    for (int64_t s = 0; s < t.steps; s++, a += 4, b += step_stride) {
-        __m512i column[NP];
-#pragma GCC unroll 4
-        for (int p = 0; p < NP; p++) column[p] = _mm512_loadu_si512(b + p * panel_stride);
+    const int64_t a_stride = t.a_stride, step_stride = t.step_stride;
+    for (int segment = 0; segment < t.segments; segment++) {
+        const char* const* b = t.b[segment];
+        const char *b0 = b[0], *b1 = b[1 % NP], *b2 = b[2 % NP], *b3 = b[3 % NP];
+        int64_t at = 0;
+        for (int64_t s = t.steps[segment]; s > 0; s--, a += 4, at += step_stride) {
+            __m512i column[NP];
+            column[0] = _mm512_loadu_si512(b0 + at);
+            if (NP > 1) column[1 % NP] = _mm512_loadu_si512(b1 + at);
+            if (NP > 2) column[2 % NP] = _mm512_loadu_si512(b2 + at);
+            if (NP > 3) column[3 % NP] = _mm512_loadu_si512(b3 + at);
 #pragma GCC unroll 8
-        for (int r = 0; r < MR; r++)
+            for (int r = 0; r < MR; r++)
 #pragma GCC unroll 4
-            for (int p = 0; p < NP; p++) acc[r][p] = multiply_add(A(), acc[r][p], column[p], a + r * a_stride);
+                for (int p = 0; p < NP; p++) acc[r][p] = multiply_add(A(), acc[r][p], column[p], a + r * a_stride);
+        }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < MR; r++)
@@ -73,13 +79,29 @@ struct Tiles {
     }
 };
 
-// C for any number of rows, in blocks of six.
+// Appends a segment whose panels are `stride` bytes apart.
+INLINE void add_segment(TileArgs& t, const char* first, int64_t stride, int64_t steps) {
+    for (int p = 0; p < MAX_NP; p++) t.b[t.segments][p] = first + p * stride;
+    t.steps[t.segments++] = steps;
+}
+
+// Rows fall into blocks of nearly equal height, so that no block is left with too few chains to hide latency.
+struct RowBlocks {
+    int64_t rows, blocks;
+    explicit RowBlocks(int64_t n, int64_t most) : rows(n), blocks((n + most - 1) / most) {}
+    int64_t begin(int64_t block) const { return rows * block / blocks; }
+    int64_t size(int64_t block) const { return begin(block + 1) - begin(block); }
+};
+
+// C for any number of rows.
 template <class A>
 static void multiply_rows(TileArgs t, int64_t rows, int panels) {
-    for (int64_t done = 0; done < rows; done += MAX_MR) {
-        int mr = rows - done < MAX_MR ? int(rows - done) : MAX_MR;
-        Tiles<A>::pick(mr, panels)(t);
-        t.a += t.a_stride * MAX_MR;
-        t.c += t.c_stride * MAX_MR;
+    const char* a = t.a;
+    float* c = t.c;
+    const RowBlocks blocks(rows, MAX_MR);
+    for (int64_t i = 0; i < blocks.blocks; i++) {
+        t.a = a + t.a_stride * blocks.begin(i);
+        t.c = c + t.c_stride * blocks.begin(i);
+        Tiles<A>::pick(int(blocks.size(i)), panels)(t);
     }
 }
