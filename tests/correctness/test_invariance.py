@@ -39,7 +39,9 @@ def test_preemption_changes_nothing(fast_llm: LLM, default_model: Path, prompts:
     expected = scored(fast_llm, short, params)
     with LLM(str(default_model), memory_gb=0.045, max_model_len=512) as small:
         assert scored(small, short, params) == expected
-        assert small.stats().num_preemptions > 0, "the pool was large enough; the test shows nothing"
+        stats = small.stats()
+        assert stats is not None
+        assert stats.num_preemptions > 0, "the pool was large enough; the test shows nothing"
 
 
 def test_shared_prefix_read_once_changes_nothing(fast_llm: LLM, prompts: list[list[int]]) -> None:

@@ -66,6 +66,7 @@ class LLM:
             max_model_len=ready.max_model_len, max_prompt_len=ready.max_prompt_len, vocab_size=ready.vocab_size
         )
         self._numbers = itertools.count()
+        self._stats: wire.Stats | None = None
         self._is_closed = False
 
     def __enter__(self) -> Self:
@@ -114,6 +115,10 @@ class LLM:
         encoded = [self._text.chat.encode(list(conversation)) for conversation in conversations]
         return self.generate(encoded, params, progress=progress)
 
+    def stats(self) -> wire.Stats | None:
+        """The engine's counters as of its last idle moment; None before the first request."""
+        return self._stats
+
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[str]:
         """The text of one completion, piece by piece. Closing the iterator early frees the request."""
         requests = self._open([self._encode(prompt, field="prompt")], params)
@@ -127,7 +132,7 @@ class LLM:
 
     def _encode(self, prompt: str | Sequence[int], *, field: str) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            return tuple(self._text.tokenizer.encode(prompt, allow_special=True, field=field))
+            return tuple(self._text.tokenizer.encode(prompt, field=field))
         try:
             tokens = msgspec.convert(prompt, list[int])
         except msgspec.ValidationError as error:
@@ -190,6 +195,8 @@ class LLM:
                 yield Piece(is_last=True)
             case wire.Failed() if still_open.pop(event.request_id, None) is not None:
                 raise failure_of(event)
+            case wire.Stats():
+                self._stats = event
             case _:
                 pass
 

@@ -10,7 +10,7 @@ from phloem.core.errors import ConfigError
 from phloem.memory.spec import LayerState, bytes_per_page
 
 GB = 1e9
-FREE_FRACTION = 0.6
+FREE_FRACTION = 0.4
 """Of the host's free memory, what the cache may take when nobody says; the rest is for everybody else."""
 
 

@@ -180,6 +180,22 @@ def test_one_gives_way_at_a_time():
     scheduler.check()
 
 
+def test_sources_of_copies_count_as_taken():
+    """Red if admission forgets that a copy leases two pages for the moment: the third would start without any."""
+    scheduler = scheduler_with(num_pages=4)
+    for name in "abc":
+        submit(scheduler, name, [ord(name)] * 3, max_tokens=1)
+    step(scheduler)
+    assert scheduler.stats(0.0).pages_cached == 3
+    for name in "abc":
+        submit(scheduler, f"{name}2", [ord(name)] * 3, max_tokens=1)
+    plan, _ = step(scheduler)
+    assert 0 not in plan.num_tokens
+    assert len(plan.copies) == 2
+    while scheduler.has_work:
+        step(scheduler)
+
+
 @pytest.mark.parametrize("policy", ["fcfs", "lpm"])
 def test_blocked_head_is_not_overtaken(policy):
     """Red if small requests slip past a large one for ever."""

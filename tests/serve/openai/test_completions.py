@@ -106,7 +106,7 @@ async def test_echo_with_logprobs_of_several_prompts(serve):
 async def test_a_token_that_the_model_has_no_row_for_is_refused(serve):
     """Red when a tokenizer larger than the model sends the engine an id out of range."""
     server = serve(ready=wire.Ready(model="tiny", max_model_len=64, max_prompt_len=63, vocab_size=256))
-    answer = await server.complete("a<|im_end|>")
+    answer = await server.complete("a<|im_end|>", allow_special_tokens=True)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
 
@@ -123,8 +123,8 @@ async def test_no_tokens_with_echo_scores_only_the_prompt(serve):
 async def test_extensions_reach_the_engine(serve):
     """Red when priority, salt, stop strings or the special-token switches are dropped."""
     server = serve()
-    await server.complete("<|im_end|>", priority=3, cache_salt="s", stop=["q"], allow_special_tokens=False)
-    await server.complete("<|im_end|>")
+    await server.complete("<|im_end|>", priority=3, cache_salt="s", stop=["q"])
+    await server.complete("<|im_end|>", allow_special_tokens=True)
     first, second = server.submits
     assert (first.priority, first.namespace, first.sampling.stop) == (3, "s", ("q",))
     assert bytes(first.prompt) == b"<|im_end|>"

@@ -60,7 +60,7 @@ def build_worker(
     """Everything between a checkpoint (a path, or "dummy:<name>") and a worker; CallerErrors name what to change."""
     if device == "cuda":
         raise ConfigError("the CUDA worker does not exist yet; use --device cpu", field="device")
-    num_threads = threads or len(os.sched_getaffinity(0))
+    num_threads = _num_threads(threads)
     torch.set_num_threads(num_threads)
     with _timed("open checkpoint", report):
         definition = _define(model, max_model_len)
@@ -93,6 +93,15 @@ def build_worker(
     rows = _rows(definition, budget, page_size=page_size, max_running=max_running)
     worker = Worker(program=program, pool=pool, rows=rows, clock=MonotonicClock(), overlap_depth=overlap_depth)
     return _built(worker, definition, budget, backend=target.description)
+
+
+def _num_threads(threads: int | None) -> int:
+    available = len(os.sched_getaffinity(0))
+    if threads is not None and threads > available:
+        raise ConfigError(
+            f"--threads {threads} is more than the {available} cores this process may use", field="threads"
+        )
+    return threads or available
 
 
 def _rows(definition: ModelDefinition, budget: PageBudget, *, page_size: int, max_running: int) -> RowStore:

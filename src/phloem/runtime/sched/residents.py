@@ -70,8 +70,8 @@ class Residents:
         return self._ledger.num_available - reserved
 
     def pages_wanted(self, sequence: Sequence, match: Match, estimate: OutputEstimate) -> int:
-        """Pages a waiting sequence would take in the end, beyond those others lease anyway. Never more than the pool has:
-        its limit was cut to that (`Intake`)."""
+        """Pages a waiting sequence would take in the end, beyond those others lease anyway. Never more than the pool
+        has: its limit was cut to that (`Intake`)."""
         return self._pages_expected(sequence, estimate) - match.num_leased_pages
 
     # -- doing
@@ -102,9 +102,8 @@ class Residents:
         draft.compute(row, num_tokens, sequence.schedule(num_tokens))
         return sequence.request.start(holding.num_hit_tokens)
 
-    def extend(self, sequence: Sequence, draft: Draft) -> bool:
-        """Compute what is left of its known tokens, as far as budget and pages go; False if no page is left for any."""
-        num_tokens = min(draft.budget, sequence.num_to_plan)
+    def extend(self, sequence: Sequence, num_tokens: int, draft: Draft) -> bool:
+        """Compute up to `num_tokens` more of its known tokens, as far as pages go; False if no page is left for any."""
         holding = sequence.holding
         assert holding is not None
         if holding.capacity < sequence.num_planned + num_tokens:

@@ -179,10 +179,11 @@ class Scheduler:
             num_tokens = sequence.num_to_plan
             if num_tokens > 1:
                 behind.append(sequence)
-            elif num_tokens == 1 and not extend(sequence, draft):
+            elif num_tokens == 1 and not extend(sequence, 1, draft):
                 short = short or sequence
         for sequence in sorted(behind, key=self._standing):
-            if draft.budget and not extend(sequence, draft):
+            num_tokens = min(sequence.num_to_plan, draft.budget)
+            if num_tokens and not extend(sequence, num_tokens, draft):
                 short = short or sequence
         return short
 
@@ -205,9 +206,9 @@ class Scheduler:
             if num_wanted > num_spare or not residents.has_free_row:
                 self._is_blocked = True
                 return sequence
-            num_spare -= num_wanted
             self._waiting.remove(sequence)
             self._num_cached_tokens += residents.start(sequence, match, draft)
+            num_spare = min(num_spare - num_wanted, self._ledger.num_available)
             if self._policy.defers:
                 computing.append(sequence)
             if not draft.budget:
@@ -242,6 +243,7 @@ class Scheduler:
         assert result.step == plan.step, f"result of step {result.step} for the plan of step {plan.step}"
         residents, events = self._residents, list[Event]()
         residents.settle_copies(plan.copies)
+        self._is_blocked &= not plan.copies
         sampled = dict(zip(result.rows, result.tokens, strict=True))
         logprobs = dict(zip(result.rows, result.logprobs))  # empty unless a row asked
         prompt_logprobs, failed = dict(result.prompt_logprobs), dict(result.failed)
@@ -256,8 +258,8 @@ class Scheduler:
                 continue
             if sequence.num_computed >= sequence.publish_at:
                 residents.publish(sequence)
-                if sequence.num_computed == sequence.num_prompt:
-                    self._is_blocked = False  # those that waited for this prompt need few pages now
+                # those that waited for this prompt need few pages now
+                self._is_blocked &= sequence.num_computed != sequence.num_prompt
             new_prompt = sequence.report_prompt(num_tokens, prompt_logprobs[row]) if row in prompt_logprobs else ()
             if samples or new_prompt or sequence.is_complete:
                 event = sequence.take(sampled[row] if samples else (), logprobs.get(row, ()), new_prompt)

@@ -97,7 +97,7 @@ async def _tokenize(request: CompletionRequest, backend: Backend) -> list[list[i
     encoded = await backend.encode_texts(
         [prompt for prompt in prompts if isinstance(prompt, str)],
         add_special=request.add_special_tokens is not False,
-        allow_special=request.allow_special_tokens is not False,
+        allow_special=request.allow_special_tokens is True,
     )
     given = [prompt for prompt in prompts if isinstance(prompt, list)]
     for tokens in given:

@@ -65,8 +65,8 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     """POST /v1/completions. `prompt` is text, a list of texts, token ids, or a list of lists of token ids.
 
-    `max_tokens` 0 with `echo` scores the prompt and generates nothing. `allow_special_tokens` false reads the prompt's
-    control tokens as plain text (the default, as in the field, is that a prompt may be a rendered chat template).
+    `max_tokens` 0 with `echo` scores the prompt and generates nothing. A prompt is text: control tokens
+    it spells stay text, unless `allow_special_tokens` says that it is a chat template rendered by the caller.
     """
 
     prompt: str | list[str | int | list[int]]

@@ -31,7 +31,7 @@ async def tokenize(request: TokenizeRequest, *, backend: Backend) -> TokenizeRes
         [tokens] = await backend.encode_texts(
             [request.prompt or ""],
             add_special=request.add_special_tokens is not False,
-            allow_special=request.allow_special_tokens is not False,
+            allow_special=request.allow_special_tokens is True,
         )
     token_bytes = backend.tokenizer.token_bytes
     strings = [token_label(token_bytes(token)) for token in tokens] if request.return_token_strs else None

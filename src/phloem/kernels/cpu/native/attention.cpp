@@ -109,21 +109,31 @@ struct Attention {
 
     // Softmax numerators of query i over [low, high), zero outside its own keys; its peak and sum.
     void weigh(int64_t i, int64_t chunk, int64_t low, int64_t high) {
-        const int64_t start = chunk * CHUNK, first = first_key(i, chunk) - start, last = last_key(i, chunk) - start;
-        const int64_t block = (low - start) & ~int64_t(15), end = high - start;
+        const int64_t start = chunk * CHUNK, block = (low - start) & ~int64_t(15), end = high - start;
+        const int64_t first = first_key(i, chunk) - start, last = last_key(i, chunk) - start;
+        const bool sees_all = first <= block && last >= ((end + 15) & ~int64_t(15));
+        if (sees_all) weigh_keys<false>(i, block, end, first, last);
+        else weigh_keys<true>(i, block, end, first, last);
+    }
+
+    template <bool MASKED>
+    void weigh_keys(int64_t i, int64_t block, int64_t end, int64_t first, int64_t last) {
         const float* scores = w.scores + i * CHUNK;
+        A* weights = w.weights + i * CHUNK;
         const __m512 lowest = _mm512_set1_ps(-__builtin_inff()), scaling = _mm512_set1_ps(scale);
         __m512 peak = lowest;
-        for (int64_t k = block; k < end; k += 16)
-            peak = _mm512_mask_max_ps(peak, own_keys(k, first, last), peak, _mm512_loadu_ps(scores + k));
+        for (int64_t k = block; k < end; k += 16) {
+            const __mmask16 own = MASKED ? own_keys(k, first, last) : __mmask16(0xffff);
+            peak = _mm512_mask_max_ps(peak, own, peak, _mm512_loadu_ps(scores + k));
+        }
         w.peak[i] = last > first ? _mm512_reduce_max_ps(peak) * scale : -__builtin_inff();
         const __m512 top = _mm512_set1_ps(w.peak[i]);
         __m512 sum = _mm512_setzero_ps();
         for (int64_t k = block; k < end; k += 16) {
-            const __m512 s = _mm512_fmsub_ps(_mm512_loadu_ps(scores + k), scaling, top);
-            const __m512 p = _mm512_maskz_mov_ps(own_keys(k, first, last), exp2_ps(s));
+            __m512 p = exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(scores + k), scaling, top));
+            if (MASKED) p = _mm512_maskz_mov_ps(own_keys(k, first, last), p);
             sum = _mm512_add_ps(sum, p);
-            store_act(w.weights + i * CHUNK + k, p, 0xffff);
+            store_act(weights + k, p, 0xffff);
         }
         w.sum[i] = _mm512_reduce_add_ps(sum);
     }

@@ -22,21 +22,16 @@ INLINE void store_act(bf16* p, __m512 v, __mmask16 mask) {
     _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
-// 2^x by a degree-6 polynomial on [-0.5, 0.5], error under 2 ulp; 2^0 is exactly 1, and below 2^-126 (no denormals)
-// exactly 0.
+// 2^x = 2^floor(x) * p(x - floor(x)), p the degree-5 minimax polynomial on [0, 1) with p(0) = 1: relative error 8e-8
+// before rounding; 2^0 is exactly 1, 2^-inf exactly 0.
 INLINE __m512 exp2_ps(__m512 x) {
-    const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_GE_OQ);
-    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 f = _mm512_sub_ps(x, whole);
-    __m512 p = _mm512_set1_ps(1.5403530e-4f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
+    const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = _mm512_set1_ps(1.867131563e-03f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.017026983e-03f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.579991639e-02f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.401644439e-01f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.931512952e-01f));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    return _mm512_maskz_scalef_ps(normal, p, whole);
+    return _mm512_scalef_ps(p, x);
 }
 constexpr float LOG2E = 1.44269504088896340736f;
-
-INLINE float exp2_one(float x) { return _mm512_cvtss_f32(exp2_ps(_mm512_set1_ps(x))); }
