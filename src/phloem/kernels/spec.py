@@ -146,3 +146,7 @@ def needs_multiple(size: str, of: int) -> Requirement:
     return Requirement(
         f"needs {size} to be a multiple of {of}", lambda machine, call: call.sizes.get(size, 0) % of == 0
     )
+
+
+def needs_at_most(size: str, most: int) -> Requirement:
+    return Requirement(f"needs {size} of at most {most}", lambda machine, call: call.sizes.get(size, 0) <= most)

@@ -78,6 +78,15 @@ def test_prompt_logprobs_want_all_logits_of_the_prompt_and_no_more():
     assert [plan.logits for plan in plans] == [(ALL_LOGITS,), (ALL_LOGITS,), (LAST_LOGITS,)]
 
 
+def test_scored_prompts_want_no_sampled_token():
+    """Red if max_tokens=0 pays for logits, or for a sample nobody takes."""
+    scheduler = scheduler_with()
+    submit(scheduler, "a", range(10, 14), max_tokens=0)
+    plan, events = step(scheduler)
+    assert plan.logits == (NO_LOGITS,)
+    assert events == [Tokens("a", 0, (), finish="length"), Finished("a", 4, 0, 0)]
+
+
 def test_plan_ahead_computes_a_token_nobody_has_seen_yet():
     """Red if overlap stalls: the second plan is made before the first is committed."""
     scheduler = scheduler_with()

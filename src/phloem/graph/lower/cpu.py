@@ -13,21 +13,29 @@ from functools import partial
 from typing import Protocol
 
 import torch
+from torch import fx
 
 from phloem.core.errors import ConfigError
 from phloem.graph.capture.inputs import StepDims, StepInputs
 from phloem.graph.checkpoint.checkpoint import Checkpoint
-from phloem.graph.ir import StepGraph, cache_name
+from phloem.graph.ir import StepGraph, cache_name, spec_of
 from phloem.graph.lower.native import Parameter, TapeProgram
 from phloem.graph.lower.reference import ReferenceProgram
+from phloem.graph.ops.contract import Op
+from phloem.graph.ops.vocabulary import LOWERED_OPS
 from phloem.graph.weights import load_raw, to_torch
 from phloem.kernels.cpu import library
-from phloem.kernels.cpu.kv_layout import PAGE_SIZE_MULTIPLE
+from phloem.kernels.cpu.implementations import NAME as NATIVE
+from phloem.kernels.cpu.implementations import implementations
 from phloem.kernels.cpu.library import Library, Pool
 from phloem.kernels.cpu.pack import Packer, natural_storage
-from phloem.kernels.spec import RawWeight
+from phloem.kernels.registry import Registry
+from phloem.kernels.spec import Call, Implementation, Machine, RawWeight
 
 QUANTIZED_STORAGE = {"int8": "q8", "int4": "q4"}
+REFERENCE = "reference"
+REGISTRY = Registry((*implementations(), *(Implementation(op, REFERENCE) for op in LOWERED_OPS)))
+"""Everything that can compute a lowered op on a CPU; the reference always can."""
 
 
 class StepProgram(Protocol):
@@ -147,36 +155,54 @@ Target = NativeTarget | ReferenceTarget
 
 
 def pick_target(step: StepGraph, *, dtype: str, quantize: str, page_size: int, num_threads: int) -> Target:
-    """The native kernels where they serve this machine and model, the references elsewhere.
+    """The native kernels where the registry chooses them for every op, the references elsewhere.
 
     `dtype` "auto" is bfloat16 on the native kernels (the residual stream stays float32) and float32 on the references.
     ConfigError when an option asks for what the references cannot do.
     """
     found = library.load()
-    reason = _refusal(step, page_size) or ("" if found.library else found.reason)
-    if found.library is None or reason:
-        if quantize in QUANTIZED_STORAGE:
-            raise ConfigError(f"--quantize {quantize} needs the native kernels: {reason}", field="quantize")
-        activation = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        return ReferenceTarget(activation=activation, page_size=page_size, reason=reason)
-    activation = torch.float32 if dtype == "float32" else torch.bfloat16
-    return NativeTarget(
-        activation=activation,
-        quantize=quantize,
-        page_size=page_size,
-        pool=found.library.pool(num_threads),
-        library=found.library,
-    )
+    native_type = torch.float32 if dtype == "float32" else torch.bfloat16
+    reason = refusal(step, machine=found.machine(), activation=native_type, page_size=page_size)
+    if found.library is not None and reason is None:
+        return NativeTarget(
+            activation=native_type,
+            quantize=quantize,
+            page_size=page_size,
+            pool=found.library.pool(num_threads),
+            library=found.library,
+        )
+    why = reason if found.library is not None and reason is not None else found.reason
+    if quantize in QUANTIZED_STORAGE:
+        raise ConfigError(f"--quantize {quantize} needs the native kernels: {why}", field="quantize")
+    activation = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    return ReferenceTarget(activation=activation, page_size=page_size, reason=why)
 
 
-def _refusal(step: StepGraph, page_size: int) -> str:
-    """Why the native kernels cannot run this model; empty if they can."""
-    if page_size % PAGE_SIZE_MULTIPLE:
-        return f"the page size {page_size} is no multiple of {PAGE_SIZE_MULTIPLE}"
-    for layer in step.layers:
-        if layer.head_dim % 16:
-            return f"the head dimension {layer.head_dim} is no multiple of 16"
-    return ""
+def refusal(step: StepGraph, *, machine: Machine, activation: torch.dtype, page_size: int) -> str | None:
+    """Why some op of the graph has no native implementation here, in the registry's words; None if all have."""
+    for node in step.graph.nodes:
+        if isinstance(node.target, Op):
+            choice = REGISTRY.select(machine, _call(node, step, activation, page_size))
+            if choice.chosen is None or choice.chosen.name != NATIVE:
+                return choice.explain()
+    return None
+
+
+def _call(node: fx.Node, step: StepGraph, activation: torch.dtype, page_size: int) -> Call:
+    """A node as the registry asks about it. Packing finds every weight a storage, so any will do here."""
+    assert isinstance(node.target, Op)
+    sizes: dict[str, int] = {}
+    if node.target.name in ("rope_kv_write", "paged_attention"):
+        cache = next(source for source in node.all_input_nodes if str(source.target).startswith("kv_cache"))
+        *_, num_kv_heads, head_dim = spec_of(cache).shape
+        width = spec_of(node).shape[-1]
+        assert isinstance(num_kv_heads, int)
+        assert isinstance(head_dim, int)
+        assert isinstance(width, int)
+        sizes = {"page_size": page_size, "head_dim": head_dim}
+        if node.target.name == "paged_attention":
+            sizes["heads_per_kv_head"] = width // (head_dim * num_kv_heads)
+    return Call(node.target.name, _name(activation), storage="bf16", sizes=sizes)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -100,8 +100,8 @@ def _rope_kv_write_examples(g: torch.Generator, dtype: torch.dtype) -> Iterator[
     for H, K, d, normed in ((4, 2, 16, False), (2, 2, 32, True)):
         norms = torch.randn(2, d, generator=g) if normed else (None, None)
         qkv = torch.randn(5, (H + 2 * K) * d, generator=g).to(dtype)
-        positions, slots = torch.tensor([[3, 4, 5, 0, 70], [7, 8, 9, 16, 2]], dtype=torch.int32)
-        yield qkv, *norms, 1e-6, positions, slots, frequencies(d), torch.zeros(3, 2, 8, K, d, dtype=dtype)
+        positions, slots = torch.tensor([[3, 4, 5, 0, 70], [7, 8, 33, 64, 2]], dtype=torch.int32)
+        yield qkv, *norms, 1e-6, positions, slots, frequencies(d), torch.zeros(3, 2, 32, K, d, dtype=dtype)
 
 
 rope_kv_write = Op("rope_kv_write", _rope_kv_write, _rope_kv_write_shape, _rope_kv_write_examples)
@@ -163,12 +163,12 @@ def _paged_attention_shape(
 
 def _paged_attention_examples(g: torch.Generator, dtype: torch.dtype) -> Iterator[Example]:
     """A decode row, a chunk in the middle of a prompt and a whole prompt; two rows share their first page."""
-    query_start, context_len = torch.tensor([0, 1, 4, 9]), torch.tensor([11, 10, 5])
+    query_start, context_len = torch.tensor([0, 1, 4, 9]), torch.tensor([43, 38, 5])
     block_table = torch.tensor([[2, 0, 0], [2, 5, 0], [1, 0, 0]])
     groups = torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([1])
     meta = [x.int() for x in (query_start, context_len, block_table, *groups)]
-    for H, K, window in ((4, 4, None), (6, 2, None), (6, 2, 4)):
-        cache = torch.randn(6, 2, 8, K, 16, generator=g).to(dtype)
+    for H, K, window in ((4, 4, None), (6, 2, None), (6, 2, 20)):
+        cache = torch.randn(6, 2, 32, K, 16, generator=g).to(dtype)
         yield torch.randn(9, H, 16, generator=g).to(dtype), cache, *meta, 0.25, window
 
 

@@ -28,11 +28,20 @@ struct Scratch {
     size_t bytes;
 };
 
+// How many items a thread takes at once: a fair share of what is left, within these bounds.
+struct Claim {
+    int64_t least, most;
+};
+template <int64_t LEAST, int64_t MOST>
+Claim claim_between(const Instruction&, const Dims&) {
+    return {LEAST, MOST};
+}
+
 // An op splits its work into `count` items; the executor hands ranges of items to threads.
 struct OpKernel {
     int64_t (*count)(const Instruction&, const Dims&);
     void (*run)(const Instruction&, const Dims&, int64_t begin, int64_t end, Scratch&);
-    int64_t max_claim;  // most items one claim takes
+    Claim (*claim)(const Instruction&, const Dims&);
 };
 
 inline int64_t row_count(const Instruction& in, const Dims& dims) {

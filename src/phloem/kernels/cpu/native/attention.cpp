@@ -329,5 +329,5 @@ void run_merge(const Instruction& in, const Dims&, int64_t begin, int64_t end, S
 
 }  // namespace
 
-const OpKernel ATTENTION = {count, run, 4};
-const OpKernel ATTENTION_MERGE = {count_splits, run_merge, 8};
+const OpKernel ATTENTION = {count, run, claim_between<1, 2>};
+const OpKernel ATTENTION_MERGE = {count_splits, run_merge, claim_between<1, 8>};

@@ -127,7 +127,7 @@ void run(const Instruction& in, const Dims& dims, int64_t, int64_t, Scratch&) {
 
 }  // namespace
 
-const OpKernel ATTENTION_PLAN = {count, run, 1};
+const OpKernel ATTENTION_PLAN = {count, run, claim_between<1, 1>};
 
 extern "C" AttentionPlan* phloem_plan_create() { return static_cast<AttentionPlan*>(calloc(1, sizeof(AttentionPlan))); }
 

@@ -71,4 +71,4 @@ void run(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch
 
 }  // namespace
 
-const OpKernel EMBED = {count, run, 8};
+const OpKernel EMBED = {count, run, claim_between<1, 8>};

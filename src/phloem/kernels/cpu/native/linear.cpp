@@ -95,16 +95,23 @@ void multiply_one_row(const Linear& l, int64_t row, int64_t first) {
     __m512 acc[NP];
     for (int p = 0; p < NP; p++) acc[p] = _mm512_setzero_ps();
     for (int64_t k = 0; k < records; k++, weight += Q::BYTES, x += 64) {
+        typename Q::Scales scales[NP];
 #pragma GCC unroll 4
         for (int p = 0; p < NP; p++) {
             const char* record = weight + p * panel_bytes;
             const char* ahead = record + (k + AHEAD < records ? 0 : (NP - 1) * panel_bytes) + AHEAD * Q::BYTES;
             for (int64_t line = 0; line < Q::BYTES; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
-            const typename Q::Scales s = Q::scales(record);
-#pragma GCC unroll 16
-            for (int pair = 0; pair < 16; pair++)
-                acc[p] = multiply_add(bf16(), acc[p], round_pair(Q::expand(record, pair, s)), x + 4 * pair);
+            scales[p] = Q::scales(record);
         }
+#pragma GCC unroll 4
+        for (int quarter = 0; quarter < 4; quarter++)
+#pragma GCC unroll 4
+            for (int p = 0; p < NP; p++)
+#pragma GCC unroll 4
+                for (int pair = 4 * quarter; pair < 4 * quarter + 4; pair++) {
+                    const Pair w = Q::expand(weight + p * panel_bytes, pair, scales[p]);
+                    acc[p] = multiply_add(bf16(), acc[p], round_pair(w), x + 4 * pair);
+                }
     }
     for (int p = 0; p < NP; p++) _mm512_store_ps(c + p * 16, acc[p]);
     finish(l, c, NP * 16, row, 1, first, NP);
@@ -164,6 +171,11 @@ void panels_of(const Linear& l, int64_t row, int64_t rows, int64_t first, int pa
     multiply<A>(l, {l.weight + first * panel_stride, panel_stride, 64, {nullptr, 0}}, row, rows, first, panels);
 }
 
+// One row is bound by memory and wants an even split; several rows are bound by arithmetic, which wants whole tiles.
+Claim claim(const Instruction& in, const Dims& dims) {
+    return row_count(in, dims) == 1 ? Claim{1, 4 * MAX_NP} : Claim{MAX_NP, MAX_NP};
+}
+
 int64_t count(const Instruction& in, const Dims& dims) {
     const Linear l = decode(in);
     return row_blocks(l, row_count(in, dims)).blocks * l.panels();
@@ -185,4 +197,4 @@ void run(const Instruction& in, const Dims& dims, int64_t begin, int64_t end, Sc
 
 }  // namespace
 
-const OpKernel LINEAR = {count, run, 4 * MAX_NP};
+const OpKernel LINEAR = {count, run, claim};

@@ -25,7 +25,7 @@ int64_t call_count(const Instruction& in, const Dims&) { return in.args[2]; }
 void call(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch&) {
     reinterpret_cast<Work>(in.args[0])(pointer<void>(in, 1), begin, end);
 }
-const OpKernel CALL = {call_count, call, 16};
+const OpKernel CALL = {call_count, call, claim_between<1, 16>};
 
 const OpKernel* kernel_of(int32_t op) {
     static const OpKernel* const table[NUM_OPS] = {&EMBED,          &RMS_NORM,  &ADD_RMS_NORM,    &LINEAR,
@@ -106,7 +106,7 @@ private:
     // sees its values change under it; by the next reuse of a slot that thread's number is stale and claims nothing.
     struct Current {
         std::atomic<const Instruction*> instruction{nullptr};
-        std::atomic<int64_t> total{0}, max_claim{1};
+        std::atomic<int64_t> total{0}, least{1}, most{1};
     };
 
     // Makes the first instruction from `in` on that has items the current one, or ends the run.
@@ -121,7 +121,9 @@ private:
         Current& next = current_[number % 2];
         next.instruction.store(in, std::memory_order_relaxed);
         next.total.store(ended ? 0 : total, std::memory_order_relaxed);
-        next.max_claim.store(ended ? 1 : kernel_of(in->op)->max_claim, std::memory_order_relaxed);
+        const Claim claim = ended ? Claim{1, 1} : kernel_of(in->op)->claim(*in, dims_);
+        next.least.store(claim.least, std::memory_order_relaxed);
+        next.most.store(claim.most, std::memory_order_relaxed);
         done_.store(0, std::memory_order_relaxed);
         ticket_.store(uint64_t(number) << 32, std::memory_order_release);
         if (ended) running_.store(false, std::memory_order_release);
@@ -133,9 +135,9 @@ private:
         const Current& current = current_[uint32_t(ticket >> 32) % 2];
         const int64_t total = current.total.load(std::memory_order_relaxed), begin = int64_t(uint32_t(ticket));
         if (begin >= total) return false;
-        const int64_t fair = (total - begin) / (2 * threads_), limit = current.max_claim.load(std::memory_order_relaxed);
-        const int64_t most = fair < 1 ? 1 : (fair < limit ? fair : limit);
-        const int64_t end = begin + most < total ? begin + most : total;
+        const int64_t least = current.least.load(std::memory_order_relaxed), most = current.most.load(std::memory_order_relaxed);
+        const int64_t fair = (total - begin) / (2 * threads_), size = fair < least ? least : (fair < most ? fair : most);
+        const int64_t end = begin + size < total ? begin + size : total;
         const Instruction* in = current.instruction.load(std::memory_order_relaxed);
         if (!ticket_.compare_exchange_strong(ticket, ticket + uint64_t(end - begin), std::memory_order_acq_rel))
             return true;  // somebody else was faster: look again

@@ -106,4 +106,4 @@ void run(const Instruction& in, const Dims& dims, int64_t begin, int64_t end, Sc
 
 }  // namespace
 
-const OpKernel ROPE_KV_WRITE = {count, run, 8};
+const OpKernel ROPE_KV_WRITE = {count, run, claim_between<1, 8>};

@@ -24,4 +24,4 @@ void run(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch
 
 }  // namespace
 
-const OpKernel ROPE_TABLE = {count, run, 16};
+const OpKernel ROPE_TABLE = {count, run, claim_between<1, 16>};

@@ -123,8 +123,8 @@ void argmax(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scra
 
 }  // namespace
 
-const OpKernel RMS_NORM = {count_rows, rms_norm, 16};
-const OpKernel ADD_RMS_NORM = {count_rows, add_rms_norm, 16};
-const OpKernel SILU_MUL = {count_rows, silu_mul, 16};
-const OpKernel SELECT_ROWS = {count_rows, select_rows, 16};
-const OpKernel ARGMAX = {count_rows, argmax, 4};
+const OpKernel RMS_NORM = {count_rows, rms_norm, claim_between<1, 16>};
+const OpKernel ADD_RMS_NORM = {count_rows, add_rms_norm, claim_between<1, 16>};
+const OpKernel SILU_MUL = {count_rows, silu_mul, claim_between<1, 16>};
+const OpKernel SELECT_ROWS = {count_rows, select_rows, claim_between<1, 16>};
+const OpKernel ARGMAX = {count_rows, argmax, claim_between<1, 4>};
