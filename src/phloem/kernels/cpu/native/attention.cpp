@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int64_t MAX_DIM = 256;
+constexpr int64_t MAX_DIM = 256, FEW_QUERIES = 16;
 
 // A thread's working set for QUERY_VECTORS query vectors that share a kv head.
 template <class A>
@@ -34,6 +34,7 @@ struct Attention {
     int64_t heads, group, dim, window;
     float scale;
     Work<A>& w;
+    int64_t next_item = -1;
 
     Attention(const Instruction& i, Scratch& scratch)
         : in(i), plan(*pointer<AttentionPlan>(i, 0)), layout{i.args[7], i.args[8], i.args[9]}, heads(i.args[6]),
@@ -166,6 +167,24 @@ struct Attention {
         }
     }
 
+    // Few queries leave the arithmetic waiting for memory: what is read next may as well be on its way. Keys and values
+    // of one head and page are contiguous.
+    void fetch(int64_t row, int64_t kv_head, int64_t low, int64_t high, bool values) const {
+        for (int64_t key = low & ~int64_t(15); key < high; key += 16) {
+            const A* block = layout.keys(cache(), page_of(row, key), kv_head) + key % layout.page_size * dim;
+            const char* line = reinterpret_cast<const char*>(values ? block + layout.block() : block);
+            for (int64_t i = 0; i < layout.key_panel_bytes(); i += 64) _mm_prefetch(line + i, _MM_HINT_T1);
+        }
+    }
+    void fetch_keys_of(int64_t item) const {
+        const Piece& piece = plan.pieces.items[item / layout.heads];
+        if (piece.kind != PIECE_PART) return;
+        const Row& row = plan.rows.items[piece.row];
+        const int64_t context = row.first_position + (row.token_end - row.token_begin);
+        const int64_t end = piece.chunk_end * CHUNK;
+        fetch(piece.row, item % layout.heads, piece.chunk_begin * CHUNK, end < context ? end : context, false);
+    }
+
     void attend(int64_t row, int64_t kv_head, int64_t chunk) {
         int64_t low, high;
         visible(chunk, low, high);
@@ -173,8 +192,10 @@ struct Attention {
             for (int64_t i = 0; i < w.size; i++) w.peak[i] = -__builtin_inff();
             return;
         }
+        if (w.size <= FEW_QUERIES) fetch(row, kv_head, low, high, true);
         score(row, kv_head, chunk * CHUNK, low, high);
         for (int64_t i = 0; i < w.size; i++) weigh(i, chunk, low, high);
+        if (w.size <= FEW_QUERIES && next_item >= 0) fetch_keys_of(next_item);
         gather_values(row, kv_head, chunk * CHUNK, low, high);
     }
 
@@ -285,7 +306,9 @@ struct Attention {
         flush(any, kv_head, piece.chunk_begin);
     }
 
-    void run(int64_t item) {
+    // Computes an item; `next` is the item to follow, or -1.
+    void run(int64_t item, int64_t next) {
+        next_item = next;
         const Piece& piece = plan.pieces.items[item / layout.heads];
         const int64_t kv_head = item % layout.heads;
         if (piece.kind == PIECE_WHOLE) whole(piece, kv_head);
@@ -310,10 +333,13 @@ struct Attention {
 
 int64_t count(const Instruction& in, const Dims&) { return pointer<AttentionPlan>(in, 0)->pieces.size * in.args[7]; }
 
+// Kv heads of a page lie side by side: a thread reads on where it stopped.
+Claim claim(const Instruction& in, const Dims&) { return {1, 2 * in.args[7]}; }
+
 void run(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch& scratch) {
     for (int64_t item = begin; item < end; item++) {
-        if (in.args[11] == ACT_BF16) Attention<bf16>(in, scratch).run(item);
-        else Attention<float>(in, scratch).run(item);
+        if (in.args[11] == ACT_BF16) Attention<bf16>(in, scratch).run(item, item + 1 < end ? item + 1 : -1);
+        else Attention<float>(in, scratch).run(item, item + 1 < end ? item + 1 : -1);
     }
 }
 
@@ -329,5 +355,5 @@ void run_merge(const Instruction& in, const Dims&, int64_t begin, int64_t end, S
 
 }  // namespace
 
-const OpKernel ATTENTION = {count, run, claim_between<1, 2>};
+const OpKernel ATTENTION = {count, run, claim};
 const OpKernel ATTENTION_MERGE = {count_splits, run_merge, claim_between<1, 8>};

@@ -84,7 +84,7 @@ void multiply(const Linear& l, const Ready& ready, int64_t row, int64_t rows, in
 
 // One row, without going through memory: the same rounded weights, the same chain. Records are fetched AHEAD of use,
 // at the end of these panels from the NP that follow.
-constexpr int64_t AHEAD = 4;
+constexpr int64_t AHEAD = 8;
 
 template <class Q, int NP>
 void multiply_one_row(const Linear& l, int64_t row, int64_t first) {
@@ -132,8 +132,10 @@ void quantized(const Linear& l, int64_t row, int64_t rows, int64_t first, int pa
     for (int p = 0; p < panels; p++) {
         const char* record = l.weight + (first + p) * records * Q::BYTES;
         char* out = scratch.base + p * 64;
-        for (int64_t k = 0; k < records; k++, record += Q::BYTES, out += steps * step_stride)
+        for (int64_t k = 0; k < records; k++, record += Q::BYTES, out += steps * step_stride) {
+            for (int64_t line = 0; line < Q::BYTES; line += 64) _mm_prefetch(record + AHEAD * Q::BYTES + line, _MM_HINT_T0);
             expand_record<Q>(A(), record, out, step_stride);
+        }
     }
     const int64_t bytes = panels * records * Q::BYTES;
     const Ahead next = {l.weight + first * records * Q::BYTES + bytes, bytes};
@@ -171,9 +173,10 @@ void panels_of(const Linear& l, int64_t row, int64_t rows, int64_t first, int pa
     multiply<A>(l, {l.weight + first * panel_stride, panel_stride, 64, {nullptr, 0}}, row, rows, first, panels);
 }
 
-// One row is bound by memory and wants an even split; several rows are bound by arithmetic, which wants whole tiles.
+// One row is bound by memory and wants an even split; several rows are bound by arithmetic, which wants whole tiles. Both
+// want a thread to stay on neighbouring panels, whose memory it has fetched ahead.
 Claim claim(const Instruction& in, const Dims& dims) {
-    return row_count(in, dims) == 1 ? Claim{1, 4 * MAX_NP} : Claim{MAX_NP, MAX_NP};
+    return row_count(in, dims) == 1 ? Claim{1, 4 * MAX_NP} : Claim{MAX_NP, 4 * MAX_NP};
 }
 
 int64_t count(const Instruction& in, const Dims& dims) {

@@ -136,7 +136,8 @@ private:
         const int64_t total = current.total.load(std::memory_order_relaxed), begin = int64_t(uint32_t(ticket));
         if (begin >= total) return false;
         const int64_t least = current.least.load(std::memory_order_relaxed), most = current.most.load(std::memory_order_relaxed);
-        const int64_t fair = (total - begin) / (2 * threads_), size = fair < least ? least : (fair < most ? fair : most);
+        const int64_t share = (total - begin) / (2 * threads_), fair = share - share % least;
+        const int64_t size = fair < least ? least : (fair < most ? fair : most);
         const int64_t end = begin + size < total ? begin + size : total;
         const Instruction* in = current.instruction.load(std::memory_order_relaxed);
         if (!ticket_.compare_exchange_strong(ticket, ticket + uint64_t(end - begin), std::memory_order_acq_rel))
