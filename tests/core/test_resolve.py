@@ -30,3 +30,16 @@ def test_an_unknown_or_wrong_option_is_named(flags: dict[str, object], field: st
     with pytest.raises(ConfigError, match=field) as error:
         resolve(flags=flags)
     assert error.value.field == field
+
+
+def test_a_wrong_word_is_answered_with_the_right_ones() -> None:
+    """Red when the message of a choice does not name what can be chosen."""
+    with pytest.raises(ConfigError, match="choose from auto, bfloat16, float32"):
+        resolve(flags={"dtype": "float16"})
+
+
+@pytest.mark.parametrize("name", ["memory_gb", "max_body_mb", "drain_timeout_s"])
+def test_infinity_is_out_of_range(name: str) -> None:
+    """Red when an infinite size or time is accepted: JSON, which carries the options to the engine, has none."""
+    with pytest.raises(ConfigError, match=rf"option {name}: .* \(given: inf\)"):
+        resolve(flags={name: float("inf")})

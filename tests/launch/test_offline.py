@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -47,6 +48,18 @@ def test_token_ids_and_lists_of_them_are_prompts(llm: LLM) -> None:
     assert (one.prompt, one.prompt_token_ids) == (None, (1, 2, 3))
     assert len(llm.generate([[1, 2], [3]], SamplingParams(max_tokens=2))) == 2
     assert llm.generate([]) == []
+
+
+def test_a_path_names_a_model(tmp_path: Path) -> None:
+    """Red when a pathlib.Path is refused for its type."""
+    with pytest.raises(ModelError, match="no model at"):
+        LLM(tmp_path / "none.gguf")
+
+
+def test_params_of_another_type_are_refused(llm: LLM) -> None:
+    """Red when the caller's mistake is a TypeError from the inside."""
+    with pytest.raises(InvalidRequest, match="not int"):
+        llm.generate("a", 5)  # type: ignore[arg-type]
 
 
 def test_a_seed_makes_it_repeatable_whatever_the_batch(llm: LLM) -> None:

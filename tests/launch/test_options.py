@@ -49,8 +49,17 @@ def test_a_wrong_file_is_a_config_error(tmp_path: Path, content: str) -> None:
     """Red when a broken or mistyped file raises anything else."""
     file = tmp_path / "a.toml"
     file.write_text(content)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"a\.toml"):
         parse("--config", str(file))
+
+
+def test_the_file_is_not_blamed_for_a_flag(tmp_path: Path) -> None:
+    """Red when every error names the file that happened to be given."""
+    file = tmp_path / "a.toml"
+    file.write_text("port = 1")
+    with pytest.raises(ConfigError) as caught:
+        parse("--config", str(file), "--threads", "0")
+    assert "a.toml" not in caught.value.message
 
 
 def test_help_states_bounds_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +67,7 @@ def test_help_states_bounds_and_defaults(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert "token budget of one step (>= 1; default 512)" in text
+    assert "token budget of one step (>= 1, <= 16384; default 512)" in text
     assert "port to listen on; 0: any free one (>= 0, <= 65535; default 8000)" in text
 
 

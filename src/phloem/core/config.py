@@ -32,7 +32,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_model_len: Annotated[
         Annotated[int, Meta(ge=2)] | None, Meta(description="longest context in tokens; default: the model's")
     ] = None
-    seed: Annotated[int, Meta(ge=0, description="base of the seeds of requests that bring none")] = 0
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1, description="base of the seeds of requests that bring none")] = 0
 
     # -- machine
     device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="where the model runs")] = "auto"
@@ -40,14 +40,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Annotated[int, Meta(ge=1)] | None, Meta(description="CPU threads of the model; default: every core")
     ] = None
     memory_gb: Annotated[
-        Annotated[float, Meta(gt=0)] | None, Meta(description="GB for the KV cache; default: solved from what is free")
+        Annotated[float, Meta(gt=0, le=1e6)] | None,
+        Meta(description="GB for the KV cache; default: solved from what is free"),
     ] = None
-    page_size: Annotated[int, Meta(ge=1, description="tokens a KV page; the CPU kernels want a multiple of 32")] = 32
+    page_size: Annotated[
+        int, Meta(ge=1, le=4096, description="tokens a KV page; the CPU kernels want a multiple of 32")
+    ] = 32
 
     # -- scheduling
     policy: Annotated[Policy, Meta(description="who goes first among the waiting")] = "lpm"
-    max_running: Annotated[int, Meta(ge=1, description="sequences running at once")] = 64
-    max_step_tokens: Annotated[int, Meta(ge=1, description="token budget of one step")] = 512
+    max_running: Annotated[int, Meta(ge=1, le=4096, description="sequences running at once")] = 64
+    max_step_tokens: Annotated[int, Meta(ge=1, le=16384, description="token budget of one step")] = 512
     max_queue: Annotated[int, Meta(ge=1, description="requests open at once before the server answers 503")] = 1024
     overlap: Annotated[
         Literal["auto", "0", "1"], Meta(description="steps planned ahead; auto: 0 on CPU, 1 on a GPU")
@@ -58,8 +61,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
     api_key: Annotated[str | None, Meta(description="bearer key that clients must send; default: none")] = None
-    max_body_mb: Annotated[float, Meta(gt=0, description="largest HTTP body in MB")] = 8.0
-    drain_timeout_s: Annotated[float, Meta(ge=0, description="seconds that running requests get at shutdown")] = 10.0
+    max_body_mb: Annotated[float, Meta(gt=0, le=10_000, description="largest HTTP body in MB")] = 8.0
+    drain_timeout_s: Annotated[
+        float, Meta(ge=0, le=86_400, description="seconds that running requests get at shutdown")
+    ] = 10.0
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least severe line logged")] = (
         "info"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -44,6 +44,10 @@ def _convert(values: Mapping[str, Any]) -> Config:
     try:
         return msgspec.convert(dict(values), Config)
     except msgspec.ValidationError as error:
-        message = str(error)
-        field = message.rsplit("`$.", 1)[1].rstrip("`") if "`$." in message else None
-        raise ConfigError(f"option {field}: {message}" if field else message, field=field) from error
+        reason, _, path = str(error).partition(" - at `$.")
+        field = path.rstrip("`") or None
+        if field is None:
+            raise ConfigError(reason) from error
+        if choices := get_args(get_type_hints(Config)[field]):
+            reason = f"{reason}; choose from {', '.join(map(str, choices))}" if "enum" in reason else reason
+        raise ConfigError(f"option {field}: {reason} (given: {values[field]!r})", field=field) from error

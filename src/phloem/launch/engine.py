@@ -17,7 +17,7 @@ import msgspec
 import zmq
 
 from phloem.core import wire
-from phloem.core.errors import CallerError, PhloemError
+from phloem.core.errors import CallerError, ConfigError, PhloemError
 from phloem.launch.order import EXIT_CALLER, EXIT_ENGINE, Order
 from phloem.launch.stages import Stages
 from phloem.launch.wiring import build_engine
@@ -52,6 +52,10 @@ def run(order: Order) -> int:
     except PhloemError as error:
         outbox.send([wire.Dead(code=error.code, message=error.message, field=error.field)])
         return EXIT_CALLER if isinstance(error, CallerError) else EXIT_ENGINE
+    except MemoryError as error:
+        message = f"too little memory: {error}; lower --max-running, --max-model-len or --max-step-tokens"
+        outbox.send([wire.Dead(code=ConfigError.code, message=message)])
+        return EXIT_CALLER
     finally:
         inbox.close()
         outbox.close()

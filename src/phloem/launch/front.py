@@ -63,6 +63,7 @@ def build_front(*, config: Config, order: Order, location: ModelLocation) -> Fro
         uvicorn.Config(
             app,
             lifespan="off",
+            ws="none",
             access_log=False,
             log_config=None,
             server_header=False,

@@ -68,7 +68,7 @@ def locate(model: str) -> ModelLocation:
     if model.startswith("dummy:"):
         return ModelLocation(name=model, kind="dummy")
     path = Path(model).expanduser()
-    if path.exists():
+    if model and path.exists():
         return _local(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.endswith(".gguf"):
         return ModelLocation(name=model, kind="hf", path=_fetch_hub(model))

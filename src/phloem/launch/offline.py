@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Self, cast
 
@@ -45,8 +46,9 @@ class LLM:
             print(llm.generate("The capital of France is", SamplingParams(temperature=0))[0].text)
     """
 
-    def __init__(self, model: str = "default", **options: Any) -> None:
-        config = resolve(flags={"model": model, **options}).config
+    def __init__(self, model: str | os.PathLike[str] = "default", **options: Any) -> None:
+        named = os.fspath(model) if isinstance(model, os.PathLike) else model
+        config = resolve(flags={"model": named, **options}).config
         location = models.locate(config.model)
         self.name = config.served_model_name or location.name
         self.stages = Stages()
@@ -146,6 +148,8 @@ class LLM:
         """Check everything before anything is submitted."""
         if self._is_closed:
             raise EngineDead("this LLM was closed; make a new one")
+        if not (params is None or isinstance(params, SamplingParams | Sequence)):
+            raise InvalidRequest(f"params: SamplingParams are wanted, not {type(params).__name__}", field="params")
         each = (
             [params or SamplingParams()] * len(prompts)
             if params is None or isinstance(params, SamplingParams)

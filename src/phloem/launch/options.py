@@ -42,7 +42,12 @@ def resolve_options(namespace: argparse.Namespace) -> Resolved:
     """Defaults, then the TOML file, then the flags. ConfigError names the option, or the file that cannot be read."""
     flags = {name: value for name, value in vars(namespace).items() if name in Config.__struct_fields__}
     file = None if namespace.config is None else _read_toml(namespace.config)
-    return resolve(file=file, flags=flags)
+    try:
+        return resolve(file=file, flags=flags)
+    except ConfigError as error:
+        if error.field in flags or error.field not in (file or {}):
+            raise
+        raise ConfigError(f"{namespace.config}: {error.message}", field=error.field) from error
 
 
 def _struct_info() -> inspect.StructType:

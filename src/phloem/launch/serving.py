@@ -14,7 +14,7 @@ import uvloop
 
 from phloem.core import wire
 from phloem.core.config import Config
-from phloem.core.errors import ConfigError, EngineDead, RequestAborted
+from phloem.core.errors import ConfigError, EngineDead, Overloaded
 from phloem.launch.front import Front
 from phloem.launch.order import EXIT_CALLER
 from phloem.launch.process import EngineProcess, describe_exit
@@ -104,9 +104,10 @@ class Serving:
         if died.done():
             client.fail_all(EngineDead(f"the engine process ended: {describe_exit(died.result())}"))
             return EXIT_ENGINE_DIED
-        client.fail_all(RequestAborted("the server is shutting down"))
+        client.fail_all(Overloaded("the server is shutting down; send the request again"))
         client.send(wire.Shutdown(drain=False))
-        await asyncio.wait({died}, timeout=ENGINE_STOP_S)
+        if client.engine is not None:  # one that is still starting does not listen yet
+            await asyncio.wait({died}, timeout=ENGINE_STOP_S)
         return EXIT_OK
 
     def _greeting(self) -> str:

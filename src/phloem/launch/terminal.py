@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import os
 import readline
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 
 from phloem.core.config import Config
-from phloem.core.errors import CallerError, ConfigError, RequestFailed
+from phloem.core.errors import CallerError, ConfigError, PhloemError, RequestFailed
 from phloem.core.request import SamplingParams
 from phloem.launch.options import resolve_options
 
@@ -62,7 +63,11 @@ def _load(arguments: argparse.Namespace) -> Any:
     config = resolve_options(arguments).config
     values = msgspec.structs.asdict(config)
     print(f"loading {values['model']} ...", end="\r", file=sys.stderr, flush=True)
-    llm = LLM(**values)
+    try:
+        llm = LLM(**values)
+    except PhloemError:
+        print(file=sys.stderr)  # the error stands on a line of its own
+        raise
     print(f"{llm.name}, context {llm.max_model_len:,} tokens" + " " * 20, file=sys.stderr)
     return llm
 
@@ -151,7 +156,7 @@ def _remote(arguments: argparse.Namespace) -> Answer:
         raise ConfigError(f"--url {arguments.url!r} is not a URL; give one such as http://127.0.0.1:8000", field="url")
     headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
     if config.api_key is not None:
-        headers["Authorization"] = f"Bearer {config.api_key}"
+        headers["Authorization"] = f"Bearer {config.api_key}".encode().decode("latin-1")  # urllib's own encoding
     options = {
         "stream": True,
         "max_tokens": arguments.max_tokens,
@@ -163,13 +168,13 @@ def _remote(arguments: argparse.Namespace) -> Answer:
 
     def answer(messages: Messages) -> Iterator[str]:
         body = msgspec.json.encode({**options, "messages": messages})
-        request = urllib.request.Request(url, data=body, headers=headers)
         try:
+            request = urllib.request.Request(url, data=body, headers=headers)
             with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S) as response:
                 yield from _deltas(response)
         except urllib.error.HTTPError as error:
             raise RequestFailed(f"the server refused: {_message_of(error.read())}") from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise RequestFailed(f"cannot talk to {url}: {error}; is the server running? try: phloem serve") from error
 
     return answer
@@ -181,10 +186,10 @@ def _deltas(lines: Iterator[bytes]) -> Iterator[str]:
         data = line.removeprefix(b"data:").strip()
         if not line.startswith(b"data:") or data == b"[DONE]":
             continue
-        event = msgspec.json.decode(data)
+        event = msgspec.json.decode(data, type=dict[str, Any])
         if "error" in event:
             raise RequestFailed(f"the server failed: {event['error']['message']}")
-        for choice in event["choices"]:
+        for choice in event.get("choices", ()):
             yield choice["delta"].get("content") or ""
 
 

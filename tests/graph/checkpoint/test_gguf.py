@@ -98,6 +98,7 @@ BAD = {
     r"has the shape \(0, 3\)": {"tensors": {"x": (0, (0, 3), b"")}},
     "has 5 dimensions": {"tensors": {"x": (0, (1, 1, 1, 1, 1), b"")}},
     "not a power of two": {"metadata": {"general.alignment": ("u32", 33)}},
+    "a metadata key has 999 characters": {"metadata": {"k" * 999: ("u32", 1)}},
     "nests arrays too deeply": {"metadata": {"deep": ("[[[[[[u8]]]]]]", [[[[[[1]]]]]])}},
 }
 

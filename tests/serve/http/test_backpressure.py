@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from phloem.core.errors import Overloaded, RequestAborted
+from phloem.core.errors import Overloaded
 from phloem.serve.http.admission import Admission
 
 pytestmark = pytest.mark.anyio
@@ -48,6 +48,25 @@ async def test_a_place_is_free_again_after_every_kind_of_end(serve):
         assert server.admission.num_open == 0
 
 
+async def test_a_body_that_does_not_arrive_keeps_nobody_out(serve):
+    """Red when a request takes its place before its body was read: a few slow senders would then fill the queue."""
+    server = serve(max_queue=1)
+    has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def body():
+        yield b'{"prompt": "x", '
+        has_begun.set()
+        await may_end.wait()
+        yield b'"max_tokens": 1}'
+
+    headers = {"content-type": "application/json"}
+    slow = asyncio.create_task(server.http.post("/v1/completions", content=body(), headers=headers))
+    await has_begun.wait()
+    assert (await server.complete()).status_code == 200
+    may_end.set()
+    assert (await slow).status_code == 200
+
+
 async def test_several_prompts_take_several_places(serve):
     """Red when one body with many prompts walks around the bound; alone it may be as wide as it likes."""
     server = serve(step_s=0.02, max_queue=3)
@@ -83,9 +102,9 @@ async def test_drain_gives_up_after_its_timeout_and_the_rest_gets_an_error(serve
     running = asyncio.create_task(server.complete())
     await until(lambda: server.submits)
     assert not await server.admission.drain(0.01)
-    server.engine.fail_all(RequestAborted("the server is shutting down"))
+    server.engine.fail_all(Overloaded("the server is shutting down"))
     answer = await running
-    assert (answer.status_code, answer.json()["error"]["code"]) == (499, "aborted")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
 
 
 def test_places_are_counted_exactly():

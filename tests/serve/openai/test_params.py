@@ -40,6 +40,7 @@ def judged(max_tokens: int | None = None, default: int | None = 16, **fields) ->
         {"min_p": -0.1},
         {"min_p": 1.1},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-46},
         {"repetition_penalty": -1.0},
         {"presence_penalty": 2.1},
         {"frequency_penalty": -2.1},

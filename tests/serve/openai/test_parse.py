@@ -36,6 +36,7 @@ from phloem.serve.openai.parse import parse_body
         (b'{"prompt": "x", "logit_bias": {"1": "a"}}', "logit_bias"),
         (b'{"prompt": "\\ud800"}', "prompt"),
         (b'{"prompt": ["a", "\\udfff"]}', "prompt[1]"),
+        (b'{"prompt": "x", "\\udfff": 1}', None),
         (b'{"prompt": "x", "stop": [1]}', "stop[0]"),
         (b'{"prompt": "x", "zz": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
     ],
@@ -71,3 +72,9 @@ def test_fields_that_clients_send_and_nobody_reads_are_accepted():
     """Red when unknown fields, nulls, or pairs of surrogates are refused."""
     body = b'{"prompt": "\\ud83d\\ude00", "metadata": {"a": [1]}, "store": true, "service_tier": "auto", "stop": null}'
     assert parse_body(body, completions.decoder).prompt == "😀"
+
+
+def test_a_byte_that_is_not_utf8_is_found_where_it_is():
+    """Red when the position is counted from the start of some string instead of the body."""
+    with pytest.raises(InvalidRequest, match="at byte 12"):
+        parse_body(b'{"prompt": "\xff"}', completions.decoder)

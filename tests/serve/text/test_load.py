@@ -104,6 +104,7 @@ def test_given_chat_template_wins(hf_folder: Path, tmp_path: Path) -> None:
         ("special_tokens_map.json", '{"additional_special_tokens": 3}'),
         ("generation_config.json", '{"eos_token_id": ["</s>"]}'),
         ("generation_config.json", b"\xff\xfe"),
+        ("generation_config.json", '{"x": ' + "[" * 100_000 + "]" * 100_000 + "}"),
     ],
 )
 def test_corrupt_files_of_a_folder_are_named(hf_folder: Path, file: str, contents: str | bytes) -> None:

@@ -28,6 +28,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4
+MAX_KEY_CHARS = 256
 MAX_NESTING = 4
 MAX_ENTRIES = 1 << 24  # of a metadata array; the largest vocabularies have a few hundred thousand
 BIG_ARRAY = 4096  # entries; longer metadata arrays (vocabulary, merges, scores) stay out of a checkpoint's config
@@ -105,6 +106,8 @@ def _parse(path: Path, mapped: mmap.mmap) -> GgufHeader:
     metadata: dict[str, Any] = {}
     for _ in range(num_entries):
         key = reader.string("a metadata key")
+        if len(key) > MAX_KEY_CHARS:
+            raise reader.corrupt(f"a metadata key has {len(key)} characters, more than {MAX_KEY_CHARS}")
         if key in metadata:
             raise reader.corrupt(f"metadata key {key!r} appears twice")
         metadata[key] = reader.value(key)

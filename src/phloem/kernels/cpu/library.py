@@ -17,29 +17,39 @@ from typing import Any
 from phloem.kernels.spec import Machine
 
 HERE = Path(__file__).resolve().parent
-ABI_VERSION = 1 << 16 | 152  # version, and the size of an instruction in bytes: native/capability.cpp agrees
+ABI_VERSION = 2 << 16 | 152  # version, and the size of an instruction in bytes: native/capability.cpp agrees
 MISSING_CAPABILITY = {
     1: "the processor has no AVX-512 (F, BW, VL, DQ)",
     2: "the processor has no AVX-512 BF16",
+}
+AMX_STATES = {
+    0: "AMX in use",
+    1: "no AMX",
+    2: "AMX refused by the kernel",
+    3: "AMX off: its trial gave other numbers",
+    4: "AMX off: its trial crashed",
 }
 
 
 @dataclass(frozen=True)
 class Found:
-    """The library, or None and the reason."""
+    """The library, or None; and what was found, or the reason."""
 
     library: Library | None
     reason: str
 
     def machine(self) -> Machine:
         """The capabilities that the registry's requirements ask about."""
-        return Machine(frozenset({"native-library"}) if self.library else frozenset())
+        if self.library is None:
+            return Machine()
+        return Machine(frozenset({"native-library", "amx_bf16"} if self.library.uses_amx else {"native-library"}))
 
 
 class Library:
-    """The native functions, typed: pointers are integers."""
+    """The native functions, typed: pointers are integers. `uses_amx` says whether tapes multiply bfloat16 on AMX."""
 
-    def __init__(self, native: ctypes.CDLL) -> None:
+    def __init__(self, native: ctypes.CDLL, *, uses_amx: bool) -> None:
+        self.uses_amx = uses_amx
         address, size = ctypes.c_void_p, ctypes.c_int64
         self.create_pool = _function(native, "phloem_pool_create", [ctypes.c_int], address)
         self.destroy_pool = _function(native, "phloem_pool_destroy", [address], None)
@@ -88,18 +98,23 @@ def candidates() -> list[Path]:
     return [HERE / f"_native{suffix}", HERE / "_native.abi3.so", HERE / "_native.so"]
 
 
-def load(path: Path | None = None) -> Found:
-    """Opens the library and asks whether this processor can run it. Never raises for a missing or unfit library."""
+def load(path: Path | None = None, *, allow_amx: bool = True) -> Found:
+    """Opens the library and asks whether this processor can run it. Never raises for a missing or unfit library.
+
+    AMX is used if the processor has it and a trial in a child process agrees with the AVX-512 kernels.
+    """
     places = [path] if path else [place for place in candidates() if place.exists()]
     if not places:
         return Found(None, "the native library was not built (python -m phloem.kernels.cpu.build needs a C++ compiler)")
     try:
-        native = ctypes.CDLL(str(places[0]))
-    except OSError as error:
+        native = ctypes.CDLL(str(places[0].resolve()))
+        version = native.phloem_abi_version()
+    except (OSError, AttributeError) as error:
         return Found(None, f"the native library does not load: {error}")
-    if native.phloem_abi_version() != ABI_VERSION:
+    if version != ABI_VERSION:
         return Found(None, f"{places[0].name} was built from other sources; build it again")
     missing = MISSING_CAPABILITY.get(native.phloem_missing_capability())
     if missing:
         return Found(None, missing)
-    return Found(Library(native), f"{places[0].name}")
+    state = native.phloem_try_amx() if allow_amx else 1
+    return Found(Library(native, uses_amx=state == 0), f"{places[0].name}, AVX-512 BF16, {AMX_STATES[state]}")

@@ -172,7 +172,8 @@ class Tape:
             raise ValueError("float32 weights need float32 activations: pack them as bf16")
         if bias is not None:
             _check("bias", bias, torch.float32, columns=weight.num_rows)
-        sizes = [weight.num_columns, weight.num_rows, weight.storage_code, act, out_act]
+        amx = int(self._library.uses_amx and x.dtype == torch.bfloat16)
+        sizes = [weight.num_columns, weight.num_rows, weight.storage_code, act, out_act, amx]
         self._add(Op.LINEAR, rows, [x, out, weight, bias, *sizes])
 
     def rope_kv_write(

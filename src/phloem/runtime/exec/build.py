@@ -24,6 +24,10 @@ from phloem.models.definition import ModelDefinition
 from phloem.runtime.exec.rows import RowStore
 from phloem.runtime.exec.worker import Worker
 
+UNQUANTIZED_BITS = {"F32": 32, "F16": 16, "BF16": 16}
+QUANTIZED_BITS = {"int8": 8, "int4": 4}
+"""Bits a number, without scales: a lower bound of what weights take in memory."""
+
 Report = Callable[[str, float], None]
 """Called with a start-up stage's name and its seconds when it is done."""
 
@@ -64,6 +68,7 @@ def build_worker(
     torch.set_num_threads(num_threads)
     with _timed("open checkpoint", report):
         definition = _define(model, max_model_len)
+    _expect_room(definition, quantize=quantize, free_bytes=free_host_bytes())
     with _timed("build graph", report):
         step = compile_graph(definition)
         target = pick_target(step, dtype=dtype, quantize=quantize, page_size=page_size, num_threads=num_threads)
@@ -134,6 +139,20 @@ def _define(model: Path | str, max_model_len: int | None) -> ModelDefinition:
             field="max_model_len",
         )
     return definition
+
+
+def _expect_room(definition: ModelDefinition, *, quantize: str, free_bytes: int) -> None:
+    """ConfigError when the weights alone do not fit: found before the machine starts to swap, or kills a process."""
+    needed_bytes = 0.0
+    for entry in definition.checkpoint.tensors.entries.values():
+        kept_share = QUANTIZED_BITS.get(quantize, 64) / UNQUANTIZED_BITS.get(entry.encoding, 1)
+        needed_bytes += entry.num_bytes * min(1.0, kept_share)
+    if needed_bytes > free_bytes:
+        raise ConfigError(
+            f"too little memory: the weights of {definition.checkpoint.path} need {needed_bytes / 1e9:.1f} GB, "
+            f"{free_bytes / 1e9:.1f} GB are free; choose a smaller model, or fewer bits with --quantize",
+            field="model",
+        )
 
 
 @contextmanager

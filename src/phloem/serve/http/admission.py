@@ -32,11 +32,16 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def check(self) -> None:
+        """Raise Overloaded when nobody may come in. Takes no place: a body that arrives slowly keeps nobody out."""
+        if self.is_draining:
+            raise Overloaded("the server is shutting down", retry_after_s=5)
+        self._expect_room(1, held=0)
+
     @contextmanager
     def ticket(self) -> Iterator[Ticket]:
         """Hold a place. Raises Overloaded."""
-        if self.is_draining:
-            raise Overloaded("the server is shutting down", retry_after_s=5)
+        self.check()
         self.take(1)
         ticket = Ticket(self)
         try:
@@ -46,10 +51,13 @@ class Admission:
 
     def take(self, num_places: int, *, held: int = 0) -> None:
         """Count more places as taken, for one who holds some. Raises Overloaded; who is alone may take any number."""
-        if self.num_open > held and self.num_open + num_places > self._max_queue:
-            raise Overloaded(f"the queue is full ({self._max_queue} requests are open); try again later")
+        self._expect_room(num_places, held=held)
         self.num_open += num_places
         self._idle.clear()
+
+    def _expect_room(self, num_places: int, *, held: int) -> None:
+        if self.num_open > held and self.num_open + num_places > self._max_queue:
+            raise Overloaded(f"the queue is full ({self._max_queue} requests are open); try again later")
 
     def _release(self, num_places: int) -> None:
         self.num_open -= num_places

@@ -85,8 +85,9 @@ class GenerationEndpoint(Generic[R]):
         observer = RequestObserver(request_id=request_id, route=scope["path"], metrics=self._metrics, clock=self._clock)
         outcome: PhloemError | None = RequestFailed("interrupted")
         try:
+            self._admission.check()
+            body = await read_json_body(scope, receive, max_bytes=self._max_body_bytes)
             with self._admission.ticket() as ticket:
-                body = await read_json_body(scope, receive, max_bytes=self._max_body_bytes)
                 request = parse_body(body, self._decoder)
                 ticket.widen(self._num_prompts(request))
                 outcome = await until_disconnect(receive, self._answer(request, request_id, observer, scope, send))

@@ -16,6 +16,7 @@ T = TypeVar("T")
 N = TypeVar("N", int, float, int | None)
 
 MAX_CHOICES = 128
+MIN_REPETITION_PENALTY = 1e-6  # it divides logits, which must stay finite in float32
 MAX_LOGPROBS = 20
 MAX_STOP_TOKEN_IDS = 256
 MAX_LOGIT_BIASES = 1024
@@ -57,7 +58,9 @@ def sampling_params(
         top_k=_top_k(_or(fields.top_k, 0), limits),
         top_p=_top_p(_or(fields.top_p, 1.0)),
         min_p=_in_range("min_p", _or(fields.min_p, 0.0), low=0.0, high=1.0),
-        repetition_penalty=_repetition_penalty(_or(fields.repetition_penalty, 1.0)),
+        repetition_penalty=_in_range(
+            "repetition_penalty", _or(fields.repetition_penalty, 1.0), low=MIN_REPETITION_PENALTY, high=10.0
+        ),
         presence_penalty=_in_range("presence_penalty", _or(fields.presence_penalty, 0.0), low=-2.0, high=2.0),
         frequency_penalty=_in_range("frequency_penalty", _or(fields.frequency_penalty, 0.0), low=-2.0, high=2.0),
         logit_bias=_logit_bias(fields.logit_bias or {}, limits),
@@ -137,7 +140,7 @@ def _in_range(field: str, value: N, *, low: float, high: float) -> N:
 
 
 def _shown(value: float) -> str:
-    return "a number of more than 64 bits" if abs(value) > 1 << 64 else str(value)
+    return "a number of more than 64 bits" if isinstance(value, int) and abs(value) > 1 << 64 else str(value)
 
 
 def _top_k(top_k: int, limits: ModelLimits) -> int:
@@ -151,13 +154,6 @@ def _top_p(top_p: float) -> float:
     if not 0.0 < top_p <= 1.0:
         raise InvalidRequest(f"top_p: must be above 0 and at most 1, not {top_p}", field="top_p")
     return top_p
-
-
-def _repetition_penalty(penalty: float) -> float:
-    if not 0.0 < penalty <= 10.0:
-        message = f"repetition_penalty: must be above 0 and at most 10, not {penalty}"
-        raise InvalidRequest(message, field="repetition_penalty")
-    return penalty
 
 
 def _stop_token_ids(tokens: list[int], limits: ModelLimits) -> tuple[int, ...]:

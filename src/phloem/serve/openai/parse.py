@@ -26,7 +26,7 @@ def parse_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except msgspec.ValidationError as error:
         raise _invalid_field(str(error)) from error
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not valid UTF-8: {error.reason} at byte {error.start}") from error
+        raise _not_utf8(body) from error
     except msgspec.DecodeError as error:
         raise _malformed(body, str(error)) from error
     except RecursionError as error:
@@ -43,6 +43,15 @@ def _invalid_field(message: str) -> InvalidRequest:
     return InvalidRequest(f"{path or 'the body'}: {reason}", field=path or None)
 
 
+def _not_utf8(body: bytes) -> InvalidRequest:
+    """msgspec counts from the start of the string that it was reading; the caller counts from the start of the body."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return InvalidRequest(f"the body is not valid UTF-8: {error.reason} at byte {error.start}")
+    raise AssertionError("msgspec and Python agree on what UTF-8 is")
+
+
 def _malformed(body: bytes, message: str) -> InvalidRequest:
     """Python's json reads NaN and lone surrogates, which JSON forbids, so it can say which field holds them."""
     generic = InvalidRequest(f"the body is not valid JSON: {message}")
@@ -56,7 +65,8 @@ def _malformed(body: bytes, message: str) -> InvalidRequest:
         if isinstance(leaf, float) and not math.isfinite(leaf):
             return InvalidRequest(f"{path}: {leaf} is not a JSON number; send a finite one", field=path)
         if isinstance(leaf, str) and not leaf.isascii() and re.search("[\ud800-\udfff]", leaf):
-            return InvalidRequest(f"{path}: a lone surrogate is not text; send valid Unicode", field=path)
+            where = path or "the body"
+            return InvalidRequest(f"{where}: a lone surrogate is not text; send valid Unicode", field=path or None)
     return generic
 
 

@@ -121,8 +121,9 @@ class HfTokenizerFiles:
                 "file), or serve a GGUF file, which brings its own",
                 field=str(path),
             )
+        text = _read(path)
         try:
-            backend = tokenizers.Tokenizer.from_str(_read(path))
+            backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing more precise
             raise ModelError(f"{path} is corrupt ({error}); download it again", field=str(path)) from error
         vocabulary = backend.get_vocab()
@@ -171,5 +172,5 @@ def _decode(path: Path, kind: type[File]) -> File:
         return kind()
     try:
         return msgspec.json.decode(_read(path), type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ModelError(f"{path} is corrupt ({error}); download it again", field=str(path)) from error

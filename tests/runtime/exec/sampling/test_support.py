@@ -137,3 +137,14 @@ def test_masked_tokens_never_gain_weight() -> None:
             kept = support(logits, params)
             ids = np.arange(5) if kept.ids is None else kept.ids
             assert ids[kept.weights > 0].tolist() == [1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 700, 5000])
+@pytest.mark.parametrize("top_p", [5e-324, 1e-9, 1 - 1e-9])
+def test_a_nucleus_of_equal_tokens_is_never_empty(size: int, top_p: float) -> None:
+    """Red when a share that rounds to a whole in float32 leaves no candidate: an exception here ends the engine."""
+    equal = np.zeros(size, np.float32)
+    kept = kept_ids(equal, SamplingParams(top_p=top_p))
+    assert kept[0] == 0
+    assert len(kept) == (1 if top_p < 0.5 else size)
+    assert kept_ids(np.arange(size, dtype=np.float32), SamplingParams(top_k=1, top_p=top_p)) == [size - 1]

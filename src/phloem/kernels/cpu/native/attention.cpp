@@ -34,7 +34,6 @@ struct Attention {
     int64_t heads, group, dim, window;
     float scale;
     Work<A>& w;
-    int64_t next_item = -1;
 
     Attention(const Instruction& i, Scratch& scratch)
         : in(i), plan(*pointer<AttentionPlan>(i, 0)), layout{i.args[7], i.args[8], i.args[9]}, heads(i.args[6]),
@@ -167,22 +166,13 @@ struct Attention {
         }
     }
 
-    // Few queries leave the arithmetic waiting for memory: what is read next may as well be on its way. Keys and values
-    // of one head and page are contiguous.
-    void fetch(int64_t row, int64_t kv_head, int64_t low, int64_t high, bool values) const {
+    // Few queries leave scoring bound by memory: the values, contiguous in each page, may as well be on their way.
+    void fetch_values(int64_t row, int64_t kv_head, int64_t low, int64_t high) const {
         for (int64_t key = low & ~int64_t(15); key < high; key += 16) {
-            const A* block = layout.keys(cache(), page_of(row, key), kv_head) + key % layout.page_size * dim;
-            const char* line = reinterpret_cast<const char*>(values ? block + layout.block() : block);
+            const A* values = layout.values(cache(), page_of(row, key), kv_head) + key % layout.page_size * dim;
+            const char* line = reinterpret_cast<const char*>(values);
             for (int64_t i = 0; i < layout.key_panel_bytes(); i += 64) _mm_prefetch(line + i, _MM_HINT_T1);
         }
-    }
-    void fetch_keys_of(int64_t item) const {
-        const Piece& piece = plan.pieces.items[item / layout.heads];
-        if (piece.kind != PIECE_PART) return;
-        const Row& row = plan.rows.items[piece.row];
-        const int64_t context = row.first_position + (row.token_end - row.token_begin);
-        const int64_t end = piece.chunk_end * CHUNK;
-        fetch(piece.row, item % layout.heads, piece.chunk_begin * CHUNK, end < context ? end : context, false);
     }
 
     void attend(int64_t row, int64_t kv_head, int64_t chunk) {
@@ -192,10 +182,9 @@ struct Attention {
             for (int64_t i = 0; i < w.size; i++) w.peak[i] = -__builtin_inff();
             return;
         }
-        if (w.size <= FEW_QUERIES) fetch(row, kv_head, low, high, true);
+        if (w.size <= FEW_QUERIES) fetch_values(row, kv_head, low, high);
         score(row, kv_head, chunk * CHUNK, low, high);
         for (int64_t i = 0; i < w.size; i++) weigh(i, chunk, low, high);
-        if (w.size <= FEW_QUERIES && next_item >= 0) fetch_keys_of(next_item);
         gather_values(row, kv_head, chunk * CHUNK, low, high);
     }
 
@@ -306,9 +295,7 @@ struct Attention {
         flush(any, kv_head, piece.chunk_begin);
     }
 
-    // Computes an item; `next` is the item to follow, or -1.
-    void run(int64_t item, int64_t next) {
-        next_item = next;
+    void run(int64_t item) {
         const Piece& piece = plan.pieces.items[item / layout.heads];
         const int64_t kv_head = item % layout.heads;
         if (piece.kind == PIECE_WHOLE) whole(piece, kv_head);
@@ -338,8 +325,8 @@ Claim claim(const Instruction& in, const Dims&) { return {1, 2 * in.args[7]}; }
 
 void run(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch& scratch) {
     for (int64_t item = begin; item < end; item++) {
-        if (in.args[11] == ACT_BF16) Attention<bf16>(in, scratch).run(item, item + 1 < end ? item + 1 : -1);
-        else Attention<float>(in, scratch).run(item, item + 1 < end ? item + 1 : -1);
+        if (in.args[11] == ACT_BF16) Attention<bf16>(in, scratch).run(item);
+        else Attention<float>(in, scratch).run(item);
     }
 }
 

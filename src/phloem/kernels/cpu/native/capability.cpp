@@ -13,4 +13,4 @@ extern "C" int32_t phloem_missing_capability() {
 }
 
 // Sizes that tape.py must agree on.
-extern "C" int32_t phloem_abi_version() { return 1 << 16 | int32_t(sizeof(Instruction)); }
+extern "C" int32_t phloem_abi_version() { return 2 << 16 | int32_t(sizeof(Instruction)); }

@@ -1,69 +1,20 @@
 // linear: y[T, N] = x[T, K] W^T (+ bias). Items are panels of sixteen outputs, within blocks of rows.
-//
-// args: 0 x, 1 y, 2 packed weight, 3 bias (float32 [N]) or 0, 4 K, 5 N, 6 storage, 7 activation type, 8 output type
-#include "storage.h"
-#include "tile.h"
+// linear.h has the arguments.
+#include "linear.h"
 
 namespace {
 
 // Rows that share one expansion of a panel: as many as keep their activations in a part of L2.
 constexpr int64_t ROW_BLOCK_BYTES = 512 << 10, MIN_ROW_BLOCK = 64;
 
-struct Linear {
-    const char* x;
-    char* y;
-    const char* weight;
-    const float* bias;
-    int64_t k, n, storage, out_type, act_bytes;
-    int64_t panels() const { return (n + 15) / 16; }
-    int64_t x_stride() const { return k * act_bytes; }
-};
-
-Linear decode(const Instruction& in) {
-    return {pointer<char>(in, 0), pointer<char>(in, 1), pointer<char>(in, 2), pointer<float>(in, 3), in.args[4],
-            in.args[5],           in.args[6],           in.args[8],           in.args[7] == ACT_BF16 ? 2 : 4};
-}
-
 RowBlocks row_blocks(const Linear& l, int64_t rows) {
     const int64_t fit = ROW_BLOCK_BYTES / l.x_stride();
     return RowBlocks(rows, fit > MIN_ROW_BLOCK ? fit : MIN_ROW_BLOCK);
 }
 
-// Sums [rows, c_stride] of columns starting at panel `first`, plus bias, to the output type.
-void finish(const Linear& l, const float* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first, int panels) {
-    for (int p = 0; p < panels; p++) {
-        const int64_t column = (first + p) * 16;
-        const __mmask16 mask = tail_mask(l.n - column);
-        const __m512 bias = l.bias ? _mm512_maskz_loadu_ps(mask, l.bias + column) : _mm512_setzero_ps();
-        for (int64_t r = 0; r < rows; r++) {
-            __m512 sum = _mm512_loadu_ps(c + r * c_stride + p * 16);
-            if (l.bias) sum = _mm512_add_ps(sum, bias);
-            const int64_t at = (row + r) * l.n + column;
-            if (l.out_type == ACT_BF16) store_act(reinterpret_cast<bf16*>(l.y) + at, sum, mask);
-            else store_act(reinterpret_cast<float*>(l.y) + at, sum, mask);
-        }
-    }
-}
-
-// Memory that will be read next, fetched into L2 little by little while the multiplication needs no bandwidth.
-struct Ahead {
-    const char* from;
-    int64_t bytes;
-    void fetch(int64_t part, int64_t parts) const {
-        const char* end = from + bytes * (part + 1) / parts;
-        for (const char* line = from + bytes * part / parts; line < end; line += 64) _mm_prefetch(line, _MM_HINT_T1);
-    }
-};
-
-// Where panels lie that are ready in the activation's type.
-struct Ready {
-    const char* panels;
-    int64_t panel_stride, step_stride;
-    Ahead ahead;
-};
-
 template <class A>
 void multiply(const Linear& l, const Ready& ready, int64_t row, int64_t rows, int64_t first, int panels) {
+    if (l.amx && sizeof(A) == 2) return multiply_amx(l, ready, row, rows, first, panels);
     alignas(64) float c[MAX_MR * MAX_NP * 16];
     TileArgs t;
     t.segments = 0;
@@ -127,7 +78,8 @@ void one_row(const Linear& l, int64_t row, int64_t first, int panels) {
 
 template <class A, class Q>
 void quantized(const Linear& l, int64_t row, int64_t rows, int64_t first, int panels, Scratch& scratch) {
-    if (rows == 1 && sizeof(A) == 2) return one_row<Q>(l, row, first, panels);
+    if (sizeof(A) == 2 && l.amx && rows <= AMX_FEW_ROWS) return multiply_few_rows_amx(l, row, rows, first, panels);
+    if (sizeof(A) == 2 && !l.amx && rows == 1) return one_row<Q>(l, row, first, panels);
     const int64_t records = l.k / 32, step_stride = panels * 64, steps = 32 * sizeof(A) / 4;
     for (int p = 0; p < panels; p++) {
         const char* record = l.weight + (first + p) * records * Q::BYTES;

@@ -87,7 +87,7 @@ def _nucleus(weights: FloatRow, top_p: float) -> TokenIds:
     # Tokens of at most tail / n each cannot outweigh the tail together, so n = len(weights) always finds the nucleus.
     tail = everything - wanted
     for divisor in (min(LIKELY_NUCLEUS, len(weights)), len(weights)):
-        candidates = np.flatnonzero(weights > np.float32(tail / divisor))
+        candidates = np.flatnonzero(weights >= np.float32(tail / divisor))  # `>`: none of equal ones, once rounded
         likely = weights[candidates]
         if len(likely) and total(likely) >= wanted:
             break
