@@ -1,14 +1,19 @@
 // Whether AMX may be used: the processor has it, the kernel grants it, and a trial agrees with the AVX-512 kernels.
 #include <cpuid.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 
+#include "amx_tiles.h"
 #include "ops.h"
 
 namespace {
@@ -20,7 +25,7 @@ bool processor_has_it() {
     return true;
 #else
     unsigned a = 0, b = 0, c = 0, d = 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);  // AMX-BF16, AMX-TILE
+    return PHLOEM_AMX_ASSEMBLES && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);  // AMX-BF16, AMX-TILE
 #endif
 }
 
@@ -63,7 +68,7 @@ void run_linear(const Trial& t, const char* x, char* weight, float* y, int64_t r
     free(scratch.base);
 }
 
-bool close(const float* a, const float* b, int64_t count) {
+bool near(const float* a, const float* b, int64_t count) {
     float largest = 1e-20f, worst = 0.0f;
     for (int64_t i = 0; i < count; i++) {
         largest = fmaxf(largest, fabsf(a[i]));
@@ -82,7 +87,7 @@ bool agrees(const Trial& t) {
     fill(weight, size_t(weight_bytes), 2);
     run_linear(t, x, weight, plain, t.rows, false);
     run_linear(t, x, weight, amx, t.rows, true);
-    bool good = close(plain, amx, t.rows * t.n);
+    bool good = near(plain, amx, t.rows * t.n);
     for (int64_t r = 0; r < t.rows && good; r += 7) {
         run_linear(t, x + r * t.k * 2, weight, one, 1, true);
         good = memcmp(one, amx + r * t.n, size_t(t.n * 4)) == 0;
@@ -101,6 +106,31 @@ bool all_agree() {
     return true;
 }
 
+// Its parent's fault handlers would report a crash of the engine: a fault ends the child silently.
+[[noreturn]] void try_in_child(int verdict) {
+    for (int fault : {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGTRAP}) signal(fault, SIG_DFL);
+    const rlimit no_core = {0, 0};
+    setrlimit(RLIMIT_CORE, &no_core);
+    const char result = all_agree() ? 0 : 3;
+    _exit(write(verdict, &result, 1) != 1);
+}
+
+// The verdict comes through a pipe: the kernel drops exit statuses where SIGCHLD is ignored.
+int32_t try_with_child() {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC)) return 4;
+    const pid_t child = fork();
+    if (child == 0) try_in_child(ends[1]);
+    close(ends[1]);
+    char result = 4;
+    while (child > 0 && read(ends[0], &result, 1) < 0 && errno == EINTR) {
+    }
+    close(ends[0]);
+    while (child > 0 && waitpid(child, nullptr, 0) < 0 && errno == EINTR) {
+    }
+    return result;
+}
+
 }  // namespace
 
 // Zero if AMX works; 1 the processor has none, 2 the kernel refuses it, 3 the trial's numbers differ, 4 the trial crashed.
@@ -108,10 +138,5 @@ bool all_agree() {
 extern "C" int32_t phloem_try_amx() {
     if (!processor_has_it()) return 1;
     if (!kernel_grants_it()) return 2;
-    const pid_t child = fork();
-    if (child < 0) return 4;
-    if (child == 0) _exit(all_agree() ? 0 : 3);
-    int status = 0;
-    if (waitpid(child, &status, 0) != child || !WIFEXITED(status)) return 4;
-    return WEXITSTATUS(status);
+    return try_with_child();
 }

@@ -3,7 +3,7 @@
 // Assembly and not intrinsics, because every instruction then carries a memory clobber: gcc 12's _tile_loadconfig tells
 // the optimizer that it reads 8 of its 64 bytes, and stores of the rest may move behind it.
 // With PHLOEM_EMULATE_AMX the same operations run in plain C++, so that everything but the instructions themselves is
-// tested on any processor.
+// tested on any processor. So do they, unused, where the compiler (and then likely its assembler) is older than AMX.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -15,7 +15,13 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64, "what ldtilecfg reads");
 
-#ifndef PHLOEM_EMULATE_AMX
+#if __has_include(<amxbf16intrin.h>)
+#define PHLOEM_AMX_ASSEMBLES 1
+#else
+#define PHLOEM_AMX_ASSEMBLES 0
+#endif
+
+#if PHLOEM_AMX_ASSEMBLES && !defined(PHLOEM_EMULATE_AMX)
 
 static inline void tiles_configure(const TileConfig& config) {
     asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
