@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +71,44 @@ def test_chat_without_a_server_says_so(tmp_path: Path) -> None:
     """Red when a refused connection is a traceback."""
     done = phloem("chat", "--url", "http://127.0.0.1:9", said="Hello\n", home=tmp_path)
     assert "is the server running?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+CHUNK = b'data: {"choices": [{"delta": {"content": "Once upon"}}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (CHUNK, "ended in the middle of the answer"),
+        (CHUNK + b"data: 5\n\n", "cannot talk to"),
+        (CHUNK + b'data: {"error": {"message": "out of ink"}}\n\n', "out of ink"),
+    ],
+)
+def test_chat_with_a_server_that_fails_in_the_middle(answer: bytes, said: str, tmp_path: Path) -> None:
+    """Red when half an answer is taken for a whole one, or nonsense from a server is a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=_answer_once, args=(listener, answer))
+        server.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        done = phloem("chat", "--url", url, said="Hello\n", home=tmp_path)
+        server.join()
+    assert "Once upon" in done.stdout
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _answer_once(listener: socket.socket, answer: bytes) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + answer)
+
+
+def test_chat_with_a_wrong_url_says_so(tmp_path: Path) -> None:
+    """Red when a URL that urllib cannot read is a traceback."""
+    done = phloem("chat", "--url", "http://[", said="Hello\n", home=tmp_path)
+    assert "cannot talk to" in done.stderr
     assert "Traceback" not in done.stderr
 
 

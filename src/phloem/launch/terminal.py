@@ -85,10 +85,12 @@ def _params(arguments: argparse.Namespace) -> SamplingParams:
 def _print_pieces(pieces: Iterator[str]) -> str:
     """Show the text as it comes; the whole text. Ctrl-C ends the answer, not the program's good manners."""
     whole = []
-    for piece in pieces:
-        whole.append(piece)
-        print(piece, end="", flush=True)
-    print()
+    try:
+        for piece in pieces:
+            whole.append(piece)
+            print(piece, end="", flush=True)
+    finally:
+        print(flush=True)
     return "".join(whole)
 
 
@@ -123,7 +125,7 @@ def _turn(answer: Answer, messages: Messages, line: str) -> Messages:
     try:
         text = _print_pieces(answer(asked))
     except KeyboardInterrupt:
-        print(" (interrupted)")
+        print("(interrupted)")
         return messages
     except (CallerError, RequestFailed) as error:
         print(f"phloem: error: {error.message}", file=sys.stderr)
@@ -181,16 +183,19 @@ def _remote(arguments: argparse.Namespace) -> Answer:
 
 
 def _deltas(lines: Iterator[bytes]) -> Iterator[str]:
-    """The text in a stream of server-sent events."""
+    """The text in a stream of server-sent events. RequestFailed when it says so, or ends without [DONE]."""
     for line in lines:
         data = line.removeprefix(b"data:").strip()
-        if not line.startswith(b"data:") or data == b"[DONE]":
+        if data == b"[DONE]":
+            return
+        if not line.startswith(b"data:"):
             continue
         event = msgspec.json.decode(data, type=dict[str, Any])
         if "error" in event:
             raise RequestFailed(f"the server failed: {event['error']['message']}")
         for choice in event.get("choices", ()):
             yield choice["delta"].get("content") or ""
+    raise RequestFailed("the connection ended in the middle of the answer; is the server still running?")
 
 
 def _message_of(body: bytes) -> str:

@@ -21,10 +21,12 @@ from phloem.kernels.cpu.build import build
 from phloem.kernels.cpu.library import Library, Pool
 from phloem.kernels.cpu.pack import Packer, natural_storage
 from tests.kernels.blocks import random_weight
+from tests.kernels.cpu import test_attention as attention
 from tests.kernels.cpu.test_linear import reference, run_linear
 
 HERE = Path(__file__).resolve().parent
 ENCODINGS = ("Q4_1", "Q8_0", "Q5_1", "Q6_K", "BF16")  # one for each storage
+LAYERS = [layer for layer in attention.LAYERS if layer.dtype == torch.bfloat16 and layer.dim % 32 == 0]
 ROW_COUNTS = (1, 2, 3, 15, 16, 17, 31, 32, 33, 48, 49, 130)
 
 
@@ -86,6 +88,21 @@ def test_bias_and_bfloat16_output_of_emulated_amx(emulated: Library, emulated_po
     assert torch.equal(run_linear(emulated, emulated_pool, x, packed, bias), plain + bias)
     rounded = run_linear(emulated, emulated_pool, x, packed, bias, torch.bfloat16)
     assert torch.equal(rounded, (plain + bias).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_attention_on_emulated_amx(emulated: Library, emulated_pool: Pool, layer: attention.Layer) -> None:
+    """Red if a tile of keys or values is misplaced, NaN beyond the last key is read, or bits depend on the cut."""
+    for context in (1, 31, 33, 129, 300):
+        attention.test_prefill_matches_torch(emulated, emulated_pool, layer, context)
+    attention.test_any_chunking_of_a_prompt_gives_the_same_bits(emulated, emulated_pool, layer)
+    attention.test_a_batch_of_prefill_and_decode_gives_the_bits_of_each_alone(emulated, emulated_pool, layer)
+    attention.test_shared_groups_give_the_same_bits_as_none(emulated, emulated_pool, layer)
+
+
+def test_many_rows_of_a_group_on_emulated_amx(emulated: Library, emulated_pool: Pool) -> None:
+    """Red if more query vectors than one tile of rows lose some, or mix."""
+    attention.test_many_rows_of_a_group_exceed_one_working_set(emulated, emulated_pool, torch.bfloat16)
 
 
 def test_columns_that_do_not_fill_a_tile_stay_on_avx512(

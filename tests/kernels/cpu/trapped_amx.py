@@ -15,10 +15,12 @@ from phloem.kernels.cpu import library
 from phloem.kernels.cpu.library import Library
 from phloem.kernels.cpu.pack import Packer, natural_storage
 from tests.kernels.blocks import random_weight
+from tests.kernels.cpu.test_attention import Engine, Layer, Row, pages_for, random_qkv
 from tests.kernels.cpu.test_linear import run_linear
 
 SHAPES = ((200, 256), (72, 1536), (16, 32))
 ROW_COUNTS = (1, 2, 15, 16, 17, 31, 32, 33, 49)
+ATTENTION_LAYERS = (Layer(), Layer(heads=16, kv_heads=1, dim=128, page_size=96), Layer(window=40))
 INSTRUCTIONS = ("ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbf16ps")
 
 
@@ -37,6 +39,21 @@ def compare(real: Library, emulating: Library, encoding: str, rows: int, columns
         pool.close()
 
 
+def compare_attention(real: Library, emulating: Library, layer: Layer) -> None:
+    """A prompt with a tail, then steps of one and of three tokens: the same bits from instructions and emulation."""
+    context = 170
+    qkv, pages = random_qkv(layer, context, seed=1), pages_for(context, layer.page_size, 1)
+    outputs = []
+    for native in (real, emulating):
+        pool = native.pool(2)
+        engine = Engine(native, pool, layer)
+        rows = [Row(qkv[:end], begin, pages) for begin, end in ((0, 166), (166, 167), (167, 170))]
+        outputs.append(torch.cat([engine.step([row])[0] for row in rows]))
+        pool.close()
+    assert not outputs[0].isnan().any(), layer
+    assert torch.equal(*outputs), layer
+
+
 def main(trap_path: str, real_path: str, emulating_path: str) -> None:
     """The case that differs, or a fault that the trap names, ends the process; otherwise prints what was executed."""
     trap = ctypes.CDLL(trap_path)
@@ -49,6 +66,8 @@ def main(trap_path: str, real_path: str, emulating_path: str) -> None:
         for rows, columns in SHAPES:
             if encoding != "Q6_K" or columns % 256 == 0:
                 compare(real, emulating.library, encoding, rows, columns)
+    for layer in ATTENTION_LAYERS:
+        compare_attention(real, emulating.library, layer)
     executed = {name: trap.amx_trap_executed(index) for index, name in enumerate(INSTRUCTIONS)}
     assert all(executed.values()), executed
     assert trap.amx_trap_configured_threads() == 0, "a thread kept its tiles"

@@ -229,7 +229,8 @@ class Tape:
         self._check_cache(cache, q.dtype, shape)
         plan = self._plan(meta, shape, num_heads, window or 0)
         sizes = [meta.block_table.stride(0), num_heads, shape.num_kv_heads, shape.head_dim, shape.page_size]
-        tail = [window or 0, act, meta.shared_start, meta.shared_rows]
+        amx = int(self._library.uses_amx and q.dtype == torch.bfloat16)
+        tail = [window or 0, act, meta.shared_start, meta.shared_rows, amx]
         arguments = [plan, q, cache, out, meta.block_table, *sizes, *tail]
         self._add(Op.ATTENTION, Rows.TOKENS, arguments, [scale])
         self._add(Op.ATTENTION_MERGE, Rows.TOKENS, arguments, [scale])

@@ -2,8 +2,10 @@
 // chunks merge in order: a token's result does not depend on how the work was cut (README.md).
 //
 // args: 0 plan, 1 q [T, H, d], 2 cache, 3 y [T, H*d], 4 block table int32 [R, max_pages], 5 max_pages, 6 H, 7 K, 8 d,
-//       9 page size, 10 window or 0, 11 activation type, 12 shared_start, 13 shared_rows; reals: 0 scale
+//       9 page size, 10 window or 0, 11 activation type, 12 shared_start, 13 shared_rows, 14 whether bfloat16 products run
+//       on AMX; reals: 0 scale
 #include "attention_plan.h"
+#include "attention_tiles.h"
 #include "kv_layout.h"
 #include "ops.h"
 #include "tile.h"
@@ -23,6 +25,7 @@ struct Work {
     float peak[QUERY_VECTORS], sum[QUERY_VECTORS], total_peak[QUERY_VECTORS], total_sum[QUERY_VECTORS];
     int32_t position[QUERY_VECTORS], token[QUERY_VECTORS], head[QUERY_VECTORS];
     int64_t partial[QUERY_VECTORS];
+    A last_values[AMX_KEYS * MAX_DIM];  // of a block that the chunk's keys do not fill
     int64_t size;
 };
 
@@ -33,12 +36,14 @@ struct Attention {
     KvLayout<A> layout;
     int64_t heads, group, dim, window;
     float scale;
+    bool amx;
     Work<A>& w;
+    TileScope tiles;
 
     Attention(const Instruction& i, Scratch& scratch)
         : in(i), plan(*pointer<AttentionPlan>(i, 0)), layout{i.args[7], i.args[8], i.args[9]}, heads(i.args[6]),
           group(i.args[6] / i.args[7]), dim(i.args[8]), window(i.args[10]), scale(i.reals[0] * LOG2E),
-          w(*reinterpret_cast<Work<A>*>(scratch.base)) {
+          amx(sizeof(A) == 2 && i.args[14] && i.args[8] % 32 == 0), w(*reinterpret_cast<Work<A>*>(scratch.base)) {
         static_assert(sizeof(Work<A>) <= SCRATCH_BYTES, "working set fits the scratch");
     }
 
@@ -61,7 +66,8 @@ struct Attention {
 
     // ---- one chunk
 
-    // The keys of the chunk that some gathered query sees: [low, high) as absolute positions, low even.
+    // The keys of the chunk that some gathered query sees: [low, high) as absolute positions, low even; on AMX low begins a
+    // block, whose keys below it are in the same page and were written before.
     void visible(int64_t chunk, int64_t& low, int64_t& high) const {
         low = (chunk + 1) * CHUNK;
         high = chunk * CHUNK;
@@ -71,7 +77,7 @@ struct Attention {
             if (first < low) low = first;
             if (last > high) high = last;
         }
-        low &= ~int64_t(1);
+        low &= amx ? -AMX_KEYS : ~int64_t(1);
     }
     int64_t first_key(int64_t i, int64_t chunk) const {
         const int64_t start = chunk * CHUNK, seen = window > 0 ? w.position[i] - window + 1 : 0;
@@ -89,6 +95,7 @@ struct Attention {
 
     // scores[i, key - start] = q_i . k_key, four panels of sixteen keys at a time.
     void score(int64_t row, int64_t kv_head, int64_t start, int64_t low, int64_t high) {
+        if (amx) return score_amx(row, kv_head, start, low, high);
         TileArgs t;
         t.a = reinterpret_cast<const char*>(w.q);
         t.a_stride = dim * int64_t(sizeof(A));
@@ -100,15 +107,28 @@ struct Attention {
             int panels = 0;
             t.c = w.scores + (key - start);
             for (; panels < MAX_NP && key < high; panels++, key += 16) {
-                const A* keys = layout.keys(cache(), page_of(row, key), kv_head) + key % layout.page_size * dim;
-                t.b[0][panels] = reinterpret_cast<const char*>(keys);
+                t.b[0][panels] = key_panel(row, kv_head, key);
             }
             multiply_rows<A>(t, w.size, panels);
         }
     }
+    const char* key_panel(int64_t row, int64_t kv_head, int64_t key) const {
+        const A* keys = layout.keys(cache(), page_of(row, key), kv_head) + key % layout.page_size * dim;
+        return reinterpret_cast<const char*>(keys);
+    }
+    void score_amx(int64_t row, int64_t kv_head, int64_t start, int64_t low, int64_t high) {
+        KeyTiles keys;
+        int64_t panels = 0;
+        for (int64_t key = low; key < high; key += 16) keys.panels[panels++] = key_panel(row, kv_head, key);
+        const int64_t bytes = dim * int64_t(sizeof(A));
+        tiles.multiply(reinterpret_cast<const char*>(w.q), bytes, w.size, keys, bytes / TILE_BYTES, panels,
+                       w.scores + (low - start), CHUNK);
+    }
 
-    // Softmax numerators of query i over [low, high), zero outside its own keys; its peak and sum.
+    // Softmax numerators of query i over [low, high), zero outside its own keys; its peak and sum. On AMX to the end of the
+    // last block.
     void weigh(int64_t i, int64_t chunk, int64_t low, int64_t high) {
+        if (amx) high = (high + AMX_KEYS - 1) & -AMX_KEYS;
         const int64_t start = chunk * CHUNK, block = (low - start) & ~int64_t(15), end = high - start;
         const int64_t first = first_key(i, chunk) - start, last = last_key(i, chunk) - start;
         const bool sees_all = first <= block && last >= ((end + 15) & ~int64_t(15));
@@ -146,6 +166,7 @@ struct Attention {
 
     // out[i] = weights[i] . values over [low, high); the chunk's pages are the segments.
     void gather_values(int64_t row, int64_t kv_head, int64_t start, int64_t low, int64_t high) {
+        if (amx) return gather_values_amx(row, kv_head, start, low, high);
         TileArgs t;
         t.a = reinterpret_cast<const char*>(w.weights + (low - start));
         t.a_stride = CHUNK * int64_t(sizeof(A));
@@ -156,14 +177,38 @@ struct Attention {
             for (int64_t key = low; key < high;) {
                 const int64_t page_end = (key / layout.page_size + 1) * layout.page_size;
                 const int64_t end = high < page_end ? high : page_end;
-                const A* values = layout.values(cache(), page_of(row, key), kv_head);
-                const char* b = reinterpret_cast<const char*>(values + layout.value_at(key % layout.page_size, 0));
+                const char* b = value_step(row, kv_head, key);
                 add_segment(t, b + p * 64, 64, (end - key + layout.PER_STEP - 1) / layout.PER_STEP);
                 key = end;
             }
             t.c = w.out + p * 16;
             multiply_rows<A>(t, w.size, dim / 16 - p < MAX_NP ? int(dim / 16 - p) : MAX_NP);
         }
+    }
+
+    const char* value_step(int64_t row, int64_t kv_head, int64_t key) const {
+        const A* values = layout.values(cache(), page_of(row, key), kv_head);
+        return reinterpret_cast<const char*>(values + layout.value_at(key % layout.page_size, 0));
+    }
+    // Weights beyond `high` are zero, but memory beyond it may hold NaN: a last block that is not full is read from a copy
+    // with zeros there.
+    void gather_values_amx(int64_t row, int64_t kv_head, int64_t start, int64_t low, int64_t high) {
+        ValueTiles values;
+        values.step_bytes = layout.value_step_bytes();
+        int64_t blocks = 0;
+        for (int64_t key = low; key < high; key += AMX_KEYS) {
+            const char* first = value_step(row, kv_head, key);
+            const int64_t used = (high - key + 1) / 2 * values.step_bytes, all = AMX_KEYS / 2 * values.step_bytes;
+            if (used < all) {
+                char* copy = reinterpret_cast<char*>(w.last_values);
+                memcpy(copy, first, size_t(used));
+                memset(copy + used, 0, size_t(all - used));
+                first = copy;
+            }
+            values.blocks[blocks++] = first;
+        }
+        tiles.multiply(reinterpret_cast<const char*>(w.weights + (low - start)), CHUNK * int64_t(sizeof(A)), w.size, values,
+                       blocks, dim / 16, w.out, dim);
     }
 
     // Few queries leave scoring bound by memory: the values, contiguous in each page, may as well be on their way.
@@ -323,11 +368,15 @@ int64_t count(const Instruction& in, const Dims&) { return pointer<AttentionPlan
 // Kv heads of a page lie side by side: a thread reads on where it stopped.
 Claim claim(const Instruction& in, const Dims&) { return {1, 2 * in.args[7]}; }
 
+template <class A>
+void run_items(const Instruction& in, int64_t begin, int64_t end, Scratch& scratch) {
+    Attention<A> attention(in, scratch);
+    for (int64_t item = begin; item < end; item++) attention.run(item);
+}
+
 void run(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch& scratch) {
-    for (int64_t item = begin; item < end; item++) {
-        if (in.args[11] == ACT_BF16) Attention<bf16>(in, scratch).run(item);
-        else Attention<float>(in, scratch).run(item);
-    }
+    if (in.args[11] == ACT_BF16) run_items<bf16>(in, begin, end, scratch);
+    else run_items<float>(in, begin, end, scratch);
 }
 
 int64_t count_splits(const Instruction& in, const Dims&) { return pointer<AttentionPlan>(in, 0)->splits.size; }
