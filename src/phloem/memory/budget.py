@@ -9,7 +9,7 @@ import msgspec
 from phloem.core.errors import ConfigError
 from phloem.memory.spec import LayerState, bytes_per_page
 
-GB = 1e9
+GB, MB = 1e9, 1e6
 FREE_FRACTION = 0.4
 """Of the host's free memory, what the cache may take when nobody says; the rest is for everybody else."""
 
@@ -58,7 +58,7 @@ def solve_pages(
     if allowed_pages < pages_per_sequence:
         raise ConfigError(
             f"too little memory: one sequence of {context} tokens needs "
-            f"{pages_per_sequence * page_bytes / GB:.3f} GB of KV cache, {bound} gives {allowed_bytes / GB:.3f} GB; "
+            f"{pages_per_sequence * page_bytes / MB:.1f} MB of KV cache, {bound} gives {allowed_bytes / MB:.1f} MB; "
             "lower --max-model-len or raise --memory-gb",
             field="memory_gb",
         )

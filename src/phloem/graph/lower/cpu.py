@@ -73,7 +73,9 @@ class NativeTarget:
     @property
     def description(self) -> str:
         weights = "as the checkpoint stores them" if self.quantize == "auto" else self.quantize
-        return f"native tape, {self.pool.num_threads} threads, {_name(self.activation)}, weights {weights}"
+        has_amx = self.library.uses_amx and self.activation == torch.bfloat16
+        kind = f"{_name(self.activation)} on {'AMX' if has_amx else 'AVX-512'}"
+        return f"native tape, {self.pool.num_threads} threads, {kind}, weights {weights}"
 
     def load(self, step: StepGraph, checkpoint: Checkpoint) -> Capture:
         """Matrices packed for the kernels, vectors in float32."""

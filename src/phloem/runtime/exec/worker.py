@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +20,11 @@ from phloem.runtime.exec.inputs import fill_inputs
 from phloem.runtime.exec.rows import RowStore
 from phloem.runtime.exec.sampling.logprobs import prompt_logprobs
 from phloem.runtime.exec.sampling.sample import sample
+
+STEP_ERRORS = (ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError)
+"""What a defect in one step may raise. Its requests fail; rows and pages are as the plan says, so others go on."""
+
+_log = logging.getLogger("phloem.exec")
 
 
 class Handle:
@@ -51,7 +57,7 @@ class Worker:
         if self._thread is not None:
             return Handle(self._thread.submit(self._step, plan))
         future: Future[StepResult] = Future()
-        future.set_result(self._step(plan))
+        future.set_result(self._step(plan))  # raises here, as Handle.wait would
         return Handle(future)
 
     def close(self) -> None:
@@ -66,6 +72,14 @@ class Worker:
         self._pool.copy_pages(plan.copies)
         if not plan.rows:
             return StepResult(step=plan.step, elapsed_s=self._clock.now_s() - began_s)
+        try:
+            return self._compute(plan, began_s)
+        except STEP_ERRORS as error:
+            _log.exception("step %d failed; its requests fail, the engine goes on", plan.step)
+            raise RequestFailed(f"the step failed: {type(error).__name__}: {error}") from error
+
+    def _compute(self, plan: StepPlan, began_s: float) -> StepResult:
+        """The rows of `plan` are up to date: run the model over them, then look at what came out."""
         dims = fill_inputs(plan=plan, rows=self._rows, inputs=self._program.inputs)
         logits = self._program.run(dims)
         self._rows.advance(np.asarray(plan.rows), np.asarray(plan.num_tokens))

@@ -6,7 +6,7 @@
 #include "amx_tiles.h"
 #include "simd.h"
 
-constexpr int64_t TILE_ROWS = 16, TILE_BYTES = 64;
+constexpr int64_t TILE_ROWS = 16, TILE_BYTES = 64, B_TILE = TILE_ROWS * TILE_BYTES;
 
 // A thread's use of the tiles until the end of its scope. Nothing outlives it: other libraries configure tiles as they
 // like, and released tiles cost a context switch nothing.
@@ -17,6 +17,21 @@ class TileScope {
 public:
     ~TileScope() {
         if (upper_) tiles_release();
+    }
+
+    // Rows of tmm0, tmm1, tmm4 and of tmm2, tmm3, tmm5; tiles of B are full.
+    void configure(int64_t upper, int64_t lower) {
+        if (upper == upper_ && lower == lower_) return;
+        upper_ = upper;
+        lower_ = lower;
+        TileConfig config = {};
+        config.palette = 1;
+        const int64_t rows[8] = {upper, upper, lower, lower, upper, lower, TILE_ROWS, TILE_ROWS};
+        for (int t = 0; t < 8; t++) {
+            config.rows[t] = uint8_t(rows[t]);
+            config.bytes_per_row[t] = TILE_BYTES;
+        }
+        tiles_configure(config);
     }
 
     // B::tile(k, p) is the tile of block k and panel p, its sixteen steps B::stride() bytes apart. c_stride in floats.
@@ -105,21 +120,6 @@ private:
             tile_store<SUM>(reinterpret_cast<char*>(c + row * c_stride + p * 16), 4 * c_stride);
         }
     };
-
-    // Rows of tmm0, tmm1, tmm4 and of tmm2, tmm3, tmm5; tiles of B are full.
-    void configure(int64_t upper, int64_t lower) {
-        if (upper == upper_ && lower == lower_) return;
-        upper_ = upper;
-        lower_ = lower;
-        TileConfig config = {};
-        config.palette = 1;
-        const int64_t rows[8] = {upper, upper, lower, lower, upper, lower, TILE_ROWS, TILE_ROWS};
-        for (int t = 0; t < 8; t++) {
-            config.rows[t] = uint8_t(rows[t]);
-            config.bytes_per_row[t] = TILE_BYTES;
-        }
-        tiles_configure(config);
-    }
 
     int64_t upper_ = 0, lower_ = 0;
 };

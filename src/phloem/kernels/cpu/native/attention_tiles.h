@@ -8,7 +8,7 @@ constexpr int64_t AMX_KEYS = 32;  // keys of one AMX tile of values
 // Tiles of the keys of a chunk: a panel is sixteen keys, a block 32 of d.
 struct KeyTiles {
     const char* panels[CHUNK / 16];
-    const char* tile(int64_t k, int64_t p) const { return panels[p] + k * TILE_ROWS * TILE_BYTES; }
+    const char* tile(int64_t k, int64_t p) const { return panels[p] + k * B_TILE; }
     int64_t stride() const { return TILE_BYTES; }
 };
 

@@ -137,7 +137,8 @@ int64_t count(const Instruction& in, const Dims& dims) {
 }
 
 void run(const Instruction& in, const Dims& dims, int64_t begin, int64_t end, Scratch& scratch) {
-    const Linear l = decode(in);
+    TileScope tiles;
+    const Linear l = decode(in, &tiles);
     const RowBlocks blocks = row_blocks(l, row_count(in, dims));
     const int64_t panels = l.panels();
     while (begin < end) {

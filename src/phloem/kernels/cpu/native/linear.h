@@ -3,6 +3,7 @@
 // args: 0 x, 1 y, 2 packed weight, 3 bias (float32 [N]) or 0, 4 K, 5 N, 6 storage, 7 activation type, 8 output type,
 //       9 whether bfloat16 products run on AMX
 #pragma once
+#include "amx_multiply.h"
 #include "storage.h"
 #include "tile.h"
 
@@ -13,14 +14,15 @@ struct Linear {
     const float* bias;
     int64_t k, n, storage, out_type, act_bytes;
     bool amx;
+    TileScope* tiles;  // of this thread, for as long as it works on this instruction
     int64_t panels() const { return (n + 15) / 16; }
     int64_t x_stride() const { return k * act_bytes; }
 };
 
-INLINE Linear decode(const Instruction& in) {
+INLINE Linear decode(const Instruction& in, TileScope* tiles = nullptr) {
     return {pointer<char>(in, 0), pointer<char>(in, 1), pointer<char>(in, 2), pointer<float>(in, 3), in.args[4],
             in.args[5],           in.args[6],           in.args[8],           in.args[7] == ACT_BF16 ? 2 : 4,
-            in.args[9] != 0 && in.args[4] % 32 == 0};
+            in.args[9] != 0 && in.args[4] % 32 == 0, tiles};
 }
 
 // Sums [rows, c_stride] of columns starting at panel `first`, plus bias, to the output type.
