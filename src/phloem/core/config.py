@@ -50,7 +50,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # -- scheduling
     policy: Annotated[Policy, Meta(description="who goes first among the waiting")] = "lpm"
     max_running: Annotated[int, Meta(ge=1, le=4096, description="sequences running at once")] = 64
-    max_step_tokens: Annotated[int, Meta(ge=1, le=16384, description="token budget of one step")] = 512
+    max_step_tokens: Annotated[int, Meta(ge=1, le=16384, description="token budget of one step")] = 1024
     max_queue: Annotated[int, Meta(ge=1, description="requests open at once before the server answers 503")] = 1024
     overlap: Annotated[
         Literal["auto", "0", "1"], Meta(description="steps planned ahead; auto: 0 on CPU, 1 on a GPU")
