@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     context = Context(
         machine=f"{machine.measure(options.threads or os.cpu_count() or 1).describe()}; {built.backend}",
         command=shlex.join(["python", "-m", "bench.steps", *(sys.argv[1:] if argv is None else argv)]),
-        versions={"python": sys.version.split()[0], "torch": torch.__version__},
+        versions={"python": sys.version.split()[0], "torch": str(torch.__version__)},
         date=rows.now(),
         commit=rows.current_commit(),
     )
