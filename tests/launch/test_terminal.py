@@ -100,8 +100,11 @@ def test_chat_with_a_server_that_fails_in_the_middle(answer: bytes, said: str, t
 
 def _answer_once(listener: socket.socket, answer: bytes) -> None:
     connection, _ = listener.accept()
-    with connection:
-        connection.recv(65536)
+    with connection, connection.makefile("rb") as request:
+        length = 0
+        while (line := request.readline().lower().strip()) != b"":
+            length = int(line.split(b":")[1]) if line.startswith(b"content-length:") else length
+        request.read(length)  # closing with unread bytes would reset the connection
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + answer)
 
 

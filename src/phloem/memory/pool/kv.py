@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -52,7 +53,7 @@ def _zeros(num_pages: int, elements: int, *, dtype: torch.dtype, device: torch.d
     if device.type != "cpu":
         return torch.zeros(num_pages, elements, dtype=dtype, device=device)
     memory = mmap.mmap(-1, num_pages * elements * dtype.itemsize)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(num_pages, elements)
