@@ -113,7 +113,5 @@ class Dead(msgspec.Struct, frozen=True, tag="dead", tag_field="type"):
 Event = Tokens | Finished | Failed | Stats | Ready | Dead
 
 encode = msgspec.msgpack.Encoder().encode
-decode_command = msgspec.msgpack.Decoder(Command).decode
-decode_event = msgspec.msgpack.Decoder(Event).decode
 decode_commands = msgspec.msgpack.Decoder(list[Command]).decode
 decode_events = msgspec.msgpack.Decoder(list[Event]).decode

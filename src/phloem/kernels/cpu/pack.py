@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,8 +121,3 @@ class Packer:
             data.data_ptr(),
         )
         return PackedWeight(storage, rows, columns, data)
-
-
-def default_threads() -> int:
-    """Threads the process may run on."""
-    return len(os.sched_getaffinity(0))

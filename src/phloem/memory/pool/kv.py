@@ -48,8 +48,8 @@ class KvPool:
 
 
 def _zeros(num_pages: int, elements: int, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeroed memory. On the host mapped by the system on first touch, where `torch.zeros` would write it all; in huge
-    pages where there are any, since a first touch of a small one costs a microsecond or two, and 24 kB a token many."""
+    """Zeroed memory. On the host mapped by the system on first touch, where `torch.zeros` would write it all. In huge
+    pages where there are any: first touches of small ones took a seventh of a 1,024-token prefill on two cores."""
     if device.type != "cpu":
         return torch.zeros(num_pages, elements, dtype=dtype, device=device)
     memory = mmap.mmap(-1, num_pages * elements * dtype.itemsize)
