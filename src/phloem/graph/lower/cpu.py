@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import fx
 
 from phloem.core.errors import ConfigError
-from phloem.graph.capture.inputs import StepDims, StepInputs
+from phloem.graph.capture.inputs import StepInputs
 from phloem.graph.checkpoint.checkpoint import Checkpoint
 from phloem.graph.ir import StepGraph, cache_name, spec_of
 from phloem.graph.lower.native import Parameter, TapeProgram
+from phloem.graph.lower.program import Capture, StepProgram
 from phloem.graph.lower.reference import ReferenceProgram
 from phloem.graph.ops.contract import Op
 from phloem.graph.ops.vocabulary import LOWERED_OPS
@@ -36,28 +36,6 @@ QUANTIZED_STORAGE = {"int8": "q8", "int4": "q4"}
 REFERENCE = "reference"
 REGISTRY = Registry((*implementations(), *(Implementation(op, REFERENCE) for op in LOWERED_OPS)))
 """Everything that can compute a lowered op on a CPU; the reference always can."""
-
-
-class StepProgram(Protocol):
-    """A compiled model: static inputs, and one call that turns them into logits."""
-
-    inputs: StepInputs
-
-    def run(self, dims: StepDims) -> torch.Tensor:
-        """Logits `[num_logits, vocabulary]` float32 of the tokens in `logit_rows`; valid until the next run."""
-
-    def argmax(self, dims: StepDims) -> Sequence[int] | None:
-        """The most likely token of each of those rows, where the program has it for free."""
-
-    def close(self) -> None:
-        """Give back threads and memory."""
-
-
-class Capture(Protocol):
-    """A graph with its weights in memory, waiting for the buffers of a step."""
-
-    def __call__(self, *, caches: Sequence[torch.Tensor], inputs: StepInputs) -> StepProgram:
-        """The program over one cache tensor a layer and these static inputs."""
 
 
 @dataclass(frozen=True)

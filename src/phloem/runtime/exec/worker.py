@@ -14,7 +14,7 @@ from phloem.core.plan import ALL_LOGITS, NO_LOGITS, StepPlan
 from phloem.core.request import TokenLogprob
 from phloem.core.result import StepResult
 from phloem.graph.capture.inputs import StepDims
-from phloem.graph.lower.cpu import StepProgram
+from phloem.graph.lower.program import StepProgram
 from phloem.memory.pool.kv import KvPool
 from phloem.runtime.exec.inputs import fill_inputs
 from phloem.runtime.exec.rows import RowStore
