@@ -40,9 +40,13 @@ REGISTRY = Registry((*implementations(), *(Implementation(op, REFERENCE) for op 
 
 @dataclass(frozen=True)
 class NativeTarget:
-    """The native kernels: weights packed in the storage nearest to the checkpoint's encoding, one tape a step."""
+    """The native kernels: weights packed in the storage nearest to the checkpoint's encoding, one tape a step.
+
+    With `int8_products`, linears over quantized weights round their input to int8 with a scale for each 32 columns.
+    """
 
     activation: torch.dtype
+    int8_products: bool
     quantize: str
     page_size: int
     pool: Pool
@@ -53,6 +57,8 @@ class NativeTarget:
         weights = "as the checkpoint stores them" if self.quantize == "auto" else self.quantize
         has_amx = self.library.uses_amx and self.activation == torch.bfloat16
         kind = f"{_name(self.activation)} on {'AMX' if has_amx else 'AVX-512'}"
+        if self.int8_products:
+            kind += ", int8 x quantized weights"
         return f"native tape, {self.pool.num_threads} threads, {kind}, weights {weights}"
 
     def load(self, step: StepGraph, checkpoint: Checkpoint) -> Capture:
@@ -82,6 +88,7 @@ class NativeTarget:
             inputs=inputs,
             page_size=self.page_size,
             activation=self.activation,
+            int8_products=self.int8_products,
             library=self.library,
             pool=self.pool,
         )
@@ -137,7 +144,8 @@ Target = NativeTarget | ReferenceTarget
 def pick_target(step: StepGraph, *, dtype: str, quantize: str, page_size: int, num_threads: int) -> Target:
     """The native kernels where the registry chooses them for every op, the references elsewhere.
 
-    `dtype` "auto" is bfloat16 on the native kernels (the residual stream stays float32) and float32 on the references.
+    `dtype` "auto" is bfloat16 on the native kernels (the residual stream stays float32), with int8 products for quantized
+    weights where there is no AMX (docs/decisions/0003), and float32 on the references.
     ConfigError when an option asks for what the references cannot do.
     """
     found = library.load()
@@ -146,6 +154,7 @@ def pick_target(step: StepGraph, *, dtype: str, quantize: str, page_size: int, n
     if found.library is not None and reason is None:
         return NativeTarget(
             activation=native_type,
+            int8_products=dtype == "auto" and not found.library.uses_amx,
             quantize=quantize,
             page_size=page_size,
             pool=found.library.pool(num_threads),

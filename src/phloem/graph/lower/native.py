@@ -33,6 +33,7 @@ class TapeProgram:
         inputs: StepInputs,
         page_size: int,
         activation: torch.dtype,
+        int8_products: bool,
         library: Library,
         pool: Pool,
     ) -> None:
@@ -47,6 +48,7 @@ class TapeProgram:
             caches=caches,
             inputs=inputs,
             page_size=page_size,
+            int8_products=int8_products,
         )
         self._logits = emitter.emit(graph)
         self._best_ids = torch.empty(max_tokens, dtype=torch.int32)
@@ -78,6 +80,7 @@ class _Emitter:
     caches: Mapping[str, torch.Tensor]
     inputs: StepInputs
     page_size: int
+    int8_products: bool
 
     def emit(self, graph: fx.Graph) -> torch.Tensor:
         """Emit every node; returns the buffer of the logits."""
@@ -124,7 +127,9 @@ class _Emitter:
     def _linear(self, node: fx.Node) -> None:
         x, weight, bias, _ = node.args
         bias_N = None if bias is None else self._value(bias)
-        self.tape.linear(self._value(x), self._matrix(weight), self._out(node), bias=bias_N, rows=_rows(node))
+        packed = self._matrix(weight)
+        int8 = self.int8_products and packed.is_quantized
+        self.tape.linear(self._value(x), packed, self._out(node), bias=bias_N, rows=_rows(node), int8=int8)
 
     def _rope_kv_write(self, node: fx.Node) -> None:
         qkv, q_norm, k_norm, eps, positions, slots, inv_freq, cache = node.args

@@ -17,10 +17,10 @@ from typing import Any
 from phloem.kernels.spec import Machine
 
 HERE = Path(__file__).resolve().parent
-ABI_VERSION = 2 << 16 | 152  # version, and the size of an instruction in bytes: native/capability.cpp agrees
+ABI_VERSION = 3 << 16 | 152  # version, and the size of an instruction in bytes: native/capability.cpp agrees
 MISSING_CAPABILITY = {
     1: "the processor has no AVX-512 (F, BW, VL, DQ)",
-    2: "the processor has no AVX-512 BF16",
+    2: "the processor has no AVX-512 BF16 with VNNI",
 }
 AMX_STATES = {
     0: "AMX in use",

@@ -47,6 +47,10 @@ class PackedWeight:
         return self.data.numel()
 
     @property
+    def is_quantized(self) -> bool:
+        return self.storage in RECORD_BYTES
+
+    @property
     def storage_code(self) -> int:
         return STORAGES.index(self.storage)
 

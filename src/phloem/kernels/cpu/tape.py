@@ -19,7 +19,7 @@ import torch
 
 from phloem.kernels.cpu.kv_layout import page_elements
 from phloem.kernels.cpu.library import Library, Pool
-from phloem.kernels.cpu.pack import PackedWeight
+from phloem.kernels.cpu.pack import COLUMNS_PER_RECORD, PackedWeight
 
 
 class Op(IntEnum):
@@ -37,6 +37,7 @@ class Op(IntEnum):
     SILU_MUL = 9
     SELECT_ROWS = 10
     ARGMAX = 11
+    QUANTIZE = 12
 
 
 class Rows(IntEnum):
@@ -97,6 +98,16 @@ class NativeDims(ctypes.Structure):
     )
 
 
+class Product(IntEnum):
+    """How a linear multiplies, numbered as native/ops.h does."""
+
+    PLAIN = 0
+    AMX = 1
+    INT8 = 2
+
+
+EVEN_ODD_STORAGES = ("q4",)  # whose int8 products take the levels of every 8 columns in the order 0 2 4 6 1 3 5 7
+BLOCK_SCALE_BYTES = 16  # native/int8_rows.h: of 32 columns
 ACTIVATION_TYPES = {torch.bfloat16: 0, torch.float32: 1}
 MAX_HEAD_DIM = 256
 MAX_GROUP = 96  # query heads of one kv head
@@ -111,6 +122,7 @@ class Tape:
         self._instructions: list[Instruction] = []
         self._kept: list[object] = []
         self._plans: dict[tuple[int, ...], Plan] = {}
+        self._int8_rows: dict[tuple[int, int], torch.Tensor] = {}
         self._rope_tables: dict[tuple[int, int], torch.Tensor] = {}
         self._sealed: ctypes.Array[Instruction] | None = None
         self._dims = NativeDims()
@@ -164,16 +176,22 @@ class Tape:
         *,
         bias: torch.Tensor | None = None,
         rows: Rows = Rows.TOKENS,
+        int8: bool = False,
     ) -> None:
-        """out [., N] = x [., K] weight^T + bias; out in x's type or float32; bias float32 [N]."""
+        """out [., N] = x [., K] weight^T + bias; out in x's type or float32; bias float32 [N].
+
+        With `int8`, bfloat16 rows meet a quantized weight as int8 levels with a scale for each 32 columns.
+        """
         act = _act("x", x, weight.num_columns)
         out_act = _act("out", out, weight.num_rows)
         if x.dtype == torch.bfloat16 and weight.storage == "f32":
             raise ValueError("float32 weights need float32 activations: pack them as bf16")
         if bias is not None:
             _check("bias", bias, torch.float32, columns=weight.num_rows)
-        amx = int(self._library.uses_amx and x.dtype == torch.bfloat16)
-        sizes = [weight.num_columns, weight.num_rows, weight.storage_code, act, out_act, amx]
+        product = Product.AMX if self._library.uses_amx and x.dtype == torch.bfloat16 else Product.PLAIN
+        if int8:
+            x, product = self._quantize(x, weight, rows), Product.INT8
+        sizes = [weight.num_columns, weight.num_rows, weight.storage_code, act, out_act, int(product)]
         self._add(Op.LINEAR, rows, [x, out, weight, bias, *sizes])
 
     def rope_kv_write(
@@ -277,6 +295,19 @@ class Tape:
         instruction.reals[: len(reals or [])] = reals or []
         self._instructions.append(instruction)
         self._sealed = None
+
+    def _quantize(self, x: torch.Tensor, weight: PackedWeight, rows: Rows) -> torch.Tensor:
+        """Rows of x as int8 in the order that the weight's storage needs, in a buffer that linears of one width share."""
+        if not weight.is_quantized or x.dtype != torch.bfloat16:
+            raise ValueError("int8 products need a quantized weight and bfloat16 activations")
+        columns = weight.num_columns
+        row_bytes = -(-(columns + columns // COLUMNS_PER_RECORD * BLOCK_SCALE_BYTES) // 64) * 64
+        key = (x.shape[0], row_bytes)
+        if key not in self._int8_rows:
+            self._int8_rows[key] = torch.empty(key, dtype=torch.uint8)
+        order = int(weight.storage in EVEN_ODD_STORAGES)
+        self._add(Op.QUANTIZE, rows, [x, self._int8_rows[key], columns, order])
+        return self._int8_rows[key]
 
     def _check_cache(self, cache: torch.Tensor, dtype: torch.dtype, shape: CacheShape) -> None:
         elements = page_elements(shape.num_kv_heads, shape.head_dim, shape.page_size)

@@ -35,7 +35,6 @@ void multiply(const Linear& l, const Ready& ready, int64_t row, int64_t rows, in
 
 // One row, without going through memory: the same rounded weights, the same chain. Records are fetched AHEAD of use,
 // at the end of these panels from the NP that follow.
-constexpr int64_t AHEAD = 8;
 
 template <class Q, int NP>
 void multiply_one_row(const Linear& l, int64_t row, int64_t first) {
@@ -128,7 +127,8 @@ void panels_of(const Linear& l, int64_t row, int64_t rows, int64_t first, int pa
 // One row is bound by memory and wants an even split; several rows are bound by arithmetic, which wants whole tiles. Both
 // want a thread to stay on neighbouring panels, whose memory it has fetched ahead.
 Claim claim(const Instruction& in, const Dims& dims) {
-    return row_count(in, dims) == 1 ? Claim{1, 4 * MAX_NP} : Claim{MAX_NP, 4 * MAX_NP};
+    // Tiles of int8 are one panel wide.
+    return row_count(in, dims) == 1 || in.args[9] == PRODUCT_INT8 ? Claim{1, 4 * MAX_NP} : Claim{MAX_NP, 4 * MAX_NP};
 }
 
 int64_t count(const Instruction& in, const Dims& dims) {
@@ -145,7 +145,8 @@ void run(const Instruction& in, const Dims& dims, int64_t begin, int64_t end, Sc
         const int64_t block = begin / panels, first = begin % panels;
         int64_t np = end - begin < panels - first ? end - begin : panels - first;
         if (np > MAX_NP) np = MAX_NP;
-        if (in.args[7] == ACT_BF16) panels_of<bf16>(l, blocks.begin(block), blocks.size(block), first, int(np), scratch);
+        if (l.int8) multiply_int8(l, blocks.begin(block), blocks.size(block), first, int(np), scratch);
+        else if (in.args[7] == ACT_BF16) panels_of<bf16>(l, blocks.begin(block), blocks.size(block), first, int(np), scratch);
         else panels_of<float>(l, blocks.begin(block), blocks.size(block), first, int(np), scratch);
         begin += np;
     }

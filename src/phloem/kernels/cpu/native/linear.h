@@ -1,9 +1,10 @@
 // What the ways of computing linear share: the decoded instruction, panels ready to multiply, and the epilogue.
 //
 // args: 0 x, 1 y, 2 packed weight, 3 bias (float32 [N]) or 0, 4 K, 5 N, 6 storage, 7 activation type, 8 output type,
-//       9 whether bfloat16 products run on AMX
+//       9 product: plain, AMX (falls back to plain where K is no multiple of 32), or int8, for which x is rows of int8_rows.h
 #pragma once
 #include "amx_multiply.h"
+#include "int8_rows.h"
 #include "storage.h"
 #include "tile.h"
 
@@ -13,16 +14,16 @@ struct Linear {
     const char* weight;
     const float* bias;
     int64_t k, n, storage, out_type, act_bytes;
-    bool amx;
+    bool amx, int8;
     TileScope* tiles;  // of this thread, for as long as it works on this instruction
     int64_t panels() const { return (n + 15) / 16; }
-    int64_t x_stride() const { return k * act_bytes; }
+    int64_t x_stride() const { return int8 ? int8_row_bytes(k) : k * act_bytes; }
 };
 
 INLINE Linear decode(const Instruction& in, TileScope* tiles = nullptr) {
     return {pointer<char>(in, 0), pointer<char>(in, 1), pointer<char>(in, 2), pointer<float>(in, 3), in.args[4],
             in.args[5],           in.args[6],           in.args[8],           in.args[7] == ACT_BF16 ? 2 : 4,
-            in.args[9] != 0 && in.args[4] % 32 == 0, tiles};
+            in.args[9] == PRODUCT_AMX && in.args[4] % 32 == 0, in.args[9] == PRODUCT_INT8, tiles};
 }
 
 // Sums [rows, c_stride] of columns starting at panel `first`, plus bias, to the output type.
@@ -51,6 +52,9 @@ struct Ahead {
     }
 };
 
+// Records of a quantized storage are fetched this many ahead of their use.
+constexpr int64_t AHEAD = 8;
+
 // Where panels lie that are ready in the activation's type.
 struct Ready {
     const char* panels;
@@ -63,3 +67,5 @@ void multiply_amx(const Linear& l, const Ready& ready, int64_t row, int64_t rows
 // At most sixteen rows by quantized panels, expanded as they are used.
 void multiply_few_rows_amx(const Linear& l, int64_t row, int64_t rows, int64_t first, int panels);
 constexpr int64_t AMX_FEW_ROWS = 16;
+// Any number of int8 rows by quantized panels (linear_int8.cpp).
+void multiply_int8(const Linear& l, int64_t row, int64_t rows, int64_t first, int panels, Scratch& scratch);

@@ -31,7 +31,7 @@ const OpKernel* kernel_of(int32_t op) {
     static const OpKernel* const table[NUM_OPS] = {&EMBED,          &RMS_NORM,  &ADD_RMS_NORM,    &LINEAR,
                                                    &ROPE_TABLE,     &ROPE_KV_WRITE, &ATTENTION_PLAN, &ATTENTION,
                                                    &ATTENTION_MERGE, &SILU_MUL, &SELECT_ROWS,     &ARGMAX,
-                                                   &CALL};
+                                                   &QUANTIZE,      &CALL};
     return table[op];
 }
 

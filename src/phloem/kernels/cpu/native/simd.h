@@ -1,7 +1,7 @@
 // AVX-512 vocabulary shared by the kernels. Include first in a kernel file: everything after is compiled for AVX-512
-// with BF16, so a kernel file includes no standard templates (their inline code would leak those instructions).
+// with BF16 and VNNI, so a kernel file includes no standard templates (their inline code would leak those instructions).
 #pragma once
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")
 #include <immintrin.h>
 
 #include <cstdint>

@@ -1,0 +1,144 @@
+"""Lowering for a GPU: which function computes each op, the weights on the device, and the program made of both.
+
+target = pick_target(step, dtype="auto", quantize="auto", page_size=32)   # what, or why not
+weights = target.load(step, checkpoint)                                   # carry out the recipes
+program = weights(caches=pool.layers)                                     # run(inputs, shape) -> logits
+
+`reference_target` is the same thing on the ops' references, on any device: what tests compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+
+from phloem.core.errors import ConfigError
+from phloem.graph.checkpoint.checkpoint import Checkpoint
+from phloem.graph.ir import StepGraph, cache_name, spec_of
+from phloem.graph.lower.device import DeviceProgram, Function
+from phloem.graph.lower.device_weights import load_parameters
+from phloem.graph.ops.contract import Op
+from phloem.graph.ops.vocabulary import LOWERED_OPS
+from phloem.kernels.registry import Registry
+from phloem.kernels.spec import Call, Machine
+from phloem.kernels.triton.attention_shape import AttentionShape
+from phloem.kernels.triton.implementations import implementations
+
+REGISTRY = Registry(implementations())
+"""Everything that can compute a lowered op on a GPU. The references are no candidates: they wait for the device."""
+
+TYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16}
+
+
+class DeviceCapture(Protocol):
+    """A graph with its weights on the device, waiting for its caches."""
+
+    def __call__(self, *, caches: Sequence[torch.Tensor]) -> DeviceProgram:
+        """The program over one cache tensor a layer."""
+
+
+@dataclass(frozen=True)
+class CudaTarget:
+    """One function an op, on one device."""
+
+    activation: torch.dtype
+    device: torch.device
+    page_size: int
+    functions: Mapping[str, Function]
+    description: str
+
+    def load(self, step: StepGraph, checkpoint: Checkpoint) -> DeviceCapture:
+        """Every parameter on the device in the activation type."""
+        parameters = load_parameters(step.recipes, checkpoint, dtype=self.activation, device=self.device)
+        return partial(self._capture, step, parameters)
+
+    def _capture(
+        self, step: StepGraph, parameters: Mapping[str, torch.Tensor], *, caches: Sequence[torch.Tensor]
+    ) -> DeviceProgram:
+        views = {
+            cache_name(index): cache.view(cache.shape[0], 2, self.page_size, layer.num_kv_heads, layer.head_dim)
+            for index, (cache, layer) in enumerate(zip(caches, step.layers, strict=True))
+        }
+        return DeviceProgram(graph=step.graph, functions=self.functions, parameters=parameters, caches=views)
+
+
+def pick_target(step: StepGraph, *, dtype: str, quantize: str, page_size: int) -> CudaTarget:
+    """The kernels the registry chooses. ConfigError says what is missing, or which option they cannot serve."""
+    if not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu", field="device")
+    if dtype not in TYPES:
+        raise ConfigError(f"--dtype {dtype} is not served on a GPU; choose bfloat16", field="dtype")
+    if quantize in ("int8", "int4"):
+        raise ConfigError(f"--quantize {quantize} is not served on a GPU; choose auto or none", field="quantize")
+    activation = TYPES[dtype]
+    chosen = choose(step, machine=Machine(frozenset({"cuda"})), activation=activation, page_size=page_size)
+    name = torch.cuda.get_device_name()
+    return CudaTarget(
+        activation=activation,
+        device=torch.device("cuda", torch.cuda.current_device()),
+        page_size=page_size,
+        functions=_functions(chosen),
+        description=f"{' and '.join(sorted(set(chosen.values())))} kernels, {_name(activation)} on {name}",
+    )
+
+
+def serves(*, dtype: str, quantize: str) -> bool:
+    """Whether there is a GPU and it takes these options: what device "auto" asks."""
+    return torch.cuda.is_available() and dtype in TYPES and quantize in ("auto", "none")
+
+
+def reference_target(*, activation: torch.dtype, device: torch.device, page_size: int) -> CudaTarget:
+    """Plain torch, op by op: needs no GPU, and waits for one at every attention."""
+    functions: dict[str, Function] = {**LOWERED_OPS, "paged_attention": _reference_attention}
+    return CudaTarget(activation, device, page_size, functions, f"torch references, {_name(activation)}")
+
+
+def choose(step: StepGraph, *, machine: Machine, activation: torch.dtype, page_size: int) -> Mapping[str, str]:
+    """The implementation of every op of the graph, by op name. ConfigError in the registry's words."""
+    chosen: dict[str, str] = {}
+    for node in step.graph.nodes:
+        if isinstance(node.target, Op):
+            choice = REGISTRY.select(machine, _call(node, activation, page_size))
+            if choice.chosen is None:
+                raise ConfigError(f"this model cannot run on the GPU: {choice.explain()}", field="device")
+            before = chosen.setdefault(node.target.name, choice.chosen.name)
+            assert before == choice.chosen.name, f"two implementations of {node.target.name} in one graph"
+    return chosen
+
+
+def _functions(chosen: Mapping[str, str]) -> Mapping[str, Function]:
+    """The functions behind the names. Imports triton."""
+    from phloem.kernels.triton.table import FUNCTIONS
+
+    return {op: FUNCTIONS[op] for op in chosen}
+
+
+def _reference_attention(*arguments: Any, shape: AttentionShape) -> torch.Tensor:
+    out: torch.Tensor = LOWERED_OPS["paged_attention"](*arguments)
+    return out
+
+
+def _call(node: fx.Node, activation: torch.dtype, page_size: int) -> Call:
+    """A node as the registry asks about it."""
+    assert isinstance(node.target, Op)
+    sizes: dict[str, int] = {}
+    if node.target.name in ("rope_kv_write", "paged_attention"):
+        cache = next(source for source in node.all_input_nodes if str(source.target).startswith("kv_cache"))
+        *_, num_kv_heads, head_dim = spec_of(cache).shape
+        width = spec_of(node).shape[-1]
+        assert isinstance(num_kv_heads, int)
+        assert isinstance(head_dim, int)
+        assert isinstance(width, int)
+        sizes = {"page_size": page_size, "head_dim": head_dim}
+        if node.target.name == "paged_attention":
+            sizes["heads_per_kv_head"] = width // (head_dim * num_kv_heads)
+    return Call(node.target.name, _name(activation), storage=_name(activation), sizes=sizes)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,116 @@
+"""Running a lowered graph on a device: node by node, each op by the function chosen for it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from phloem.graph.ops.contract import Op
+from phloem.kernels.triton.attention_shape import AttentionShape
+
+Function = Callable[..., Any]
+
+_TAKES_SHAPE = "paged_attention"
+"""The op whose device function is also told the step's host-known sizes, as `shape=`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One op: the registers of its arguments, of its result, and those whose values nobody reads after it."""
+
+    function: Function
+    arguments: tuple[int, ...]
+    result: int
+    dead: tuple[int, ...]
+    takes_shape: bool
+
+
+class DeviceProgram:
+    """A lowered graph with its weights and caches on one device.
+
+    Values live in numbered registers, so that a call costs little more than its launches. Intermediate tensors are
+    allocated by the functions; under graph capture they come from the graph's pool. Nothing here waits for the device.
+    `caches` has one `[P, 2, S, K, d]` tensor for every cache placeholder, `functions` one function for every op name.
+    """
+
+    def __init__(
+        self,
+        *,
+        graph: fx.Graph,
+        functions: Mapping[str, Function],
+        parameters: Mapping[str, torch.Tensor],
+        caches: Mapping[str, torch.Tensor],
+    ) -> None:
+        self._fixed: list[Any] = []  # one entry a register: parameters, caches and constants are there for good
+        self._inputs: list[tuple[str, int]] = []
+        self._calls: list[_Call] = []
+        self._logits = -1
+        known: dict[fx.Node, int] = {}
+        dying = _last_uses(graph)
+        for node in graph.nodes:
+            match node.op:
+                case "placeholder":
+                    name = str(node.target)
+                    known[node] = self._register(caches.get(name))
+                    if name not in caches:
+                        self._inputs.append((name, known[node]))
+                case "get_attr":
+                    known[node] = self._register(parameters[str(node.target)])
+                case "output":
+                    self._logits = known[node.all_input_nodes[0]]
+                case _:
+                    arguments = tuple(
+                        known[each] if isinstance(each, fx.Node) else self._register(each) for each in node.args
+                    )
+                    known[node] = self._register(None)
+                    dead = tuple(known[each] for each in dying[node])
+                    takes_shape = isinstance(node.target, Op) and node.target.name == _TAKES_SHAPE
+                    self._calls.append(_Call(_function(node, functions), arguments, known[node], dead, takes_shape))
+        assert self._logits >= 0, "the graph has no output"
+
+    @torch.inference_mode()
+    def run(self, inputs: Mapping[str, torch.Tensor], shape: AttentionShape) -> torch.Tensor:
+        """Logits `[num_logits, vocabulary]` float32 of step inputs cut to `shape` (graph/capture/inputs)."""
+        values = self._fixed.copy()
+        for name, register in self._inputs:
+            values[register] = inputs[name]
+        for call in self._calls:
+            arguments = [values[register] for register in call.arguments]
+            values[call.result] = (
+                call.function(*arguments, shape=shape) if call.takes_shape else call.function(*arguments)
+            )
+            for register in call.dead:
+                values[register] = None
+        logits: torch.Tensor = values[self._logits]
+        return logits
+
+    def _register(self, value: Any) -> int:
+        self._fixed.append(value)
+        return len(self._fixed) - 1
+
+
+def _function(node: fx.Node, functions: Mapping[str, Function]) -> Function:
+    target: Any = node.target
+    if isinstance(target, Op):
+        return functions[target.name]
+    assert target in (operator.add, operator.getitem), f"{node} is not lowered"
+    function: Function = target
+    return function
+
+
+def _last_uses(graph: fx.Graph) -> Mapping[fx.Node, Sequence[fx.Node]]:
+    """Which results die after each node; inputs and parameters never do."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            last[source] = node
+    dying: dict[fx.Node, list[fx.Node]] = {node: [] for node in graph.nodes}
+    for source, node in last.items():
+        if source.op == "call_function" and node.op != "output":
+            dying[node].append(source)
+    return dying
