@@ -1,0 +1,1 @@
+"""Kernels for CUDA devices in Triton, and the functions that launch them. The only importer of triton."""

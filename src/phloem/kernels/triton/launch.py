@@ -1,0 +1,42 @@
+"""Launching a kernel without paying triton's look at every argument again: eager steps are bound by it.
+
+triton derives from all arguments which compiled form to take, about 40 us a launch. Here the caller says what decides:
+the constants, and a `kind` that covers whatever else triton specializes on (types, strides, alignment of pointers). All
+other integers must be listed in do_not_specialize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+Grid = tuple[int, int, int]
+
+
+class Launcher:
+    """One kernel and its compiled forms by constants and kind. Its parameters: tensors and numbers, then constexprs."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._compiled: dict[Hashable, Any] = {}
+
+    def __call__(
+        self,
+        grid: Grid,
+        *arguments: object,
+        kind: Hashable,
+        constants: Mapping[str, object],
+        num_warps: int,
+        num_stages: int = 1,
+        early: bool = False,
+    ) -> None:
+        """Launch on the current stream; `early`: programmatic dependent launch, which the kernel then waits for."""
+        key = (kind, *constants.values(), num_warps, num_stages, early)
+        compiled = self._compiled.get(key)
+        if compiled is not None:
+            compiled[grid](*arguments, *constants.values())
+            return
+        names = list(constants)
+        assert list(self._kernel.arg_names[len(arguments) :]) == names, "constants come in the kernel's order"
+        options = {"num_warps": num_warps, "num_stages": num_stages, "launch_pdl": early}
+        self._compiled[key] = self._kernel[grid](*arguments, **constants, **options)  # None from the interpreter
