@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from phloem.core.errors import ConfigError
-from phloem.memory.budget import PageBudget, free_host_bytes, solve_pages
+from phloem.memory.budget import DeviceBytes, PageBudget, free_host_bytes, solve_pages
 from phloem.memory.spec import FullAttention
 
 LAYERS = (FullAttention(num_kv_heads=2, head_dim=16),) * 4  # 64 numbers a token and layer
@@ -57,3 +57,11 @@ def test_more_than_is_free_is_refused() -> None:
 
 def test_this_machine_has_memory() -> None:
     assert free_host_bytes() > 10**7
+
+
+def test_a_devices_cache_is_what_steps_and_margin_leave() -> None:
+    """Red when the memory of captured steps, which is kept apart from that of eager ones, is given to the cache."""
+    measured = DeviceBytes(total=100 * 10**9, free=90 * 10**9, step=3 * 10**9)
+    assert measured.for_cache == 82 * 10**9
+    assert "90.00 of 100.00 GB free" in measured.arithmetic
+    assert "= 82.00 GB" in measured.arithmetic

@@ -32,6 +32,7 @@ class Hands:
     eos_token_ids: tuple[int, ...]
     memory: str
     backend: str
+    overlap_depth: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,7 @@ class Engine:
 def build_engine(*, config: Config, source: Path | str, inbox: Inbox, outbox: Outbox, stages: Stages) -> Engine:
     """Wire an engine between `inbox` and `outbox`. ModelError and ConfigError say what
     is wrong with the model at `source` (a path, or dummy:<name>) or with the machine's memory."""
-    depth = overlap_depth(config)
-    hands = null_hands(config) if source == NULL_MODEL else build_hands(config, source, depth=depth, stages=stages)
+    hands = null_hands(config) if source == NULL_MODEL else build_hands(config, source, stages=stages)
     settings = SchedulerSettings(
         num_pages=hands.num_pages,
         page_size=config.page_size,
@@ -81,7 +81,14 @@ def build_engine(*, config: Config, source: Path | str, inbox: Inbox, outbox: Ou
     recording = None if config.record is None else open_recording(config.record)
     decider = scheduler if recording is None else RecordingScheduler(scheduler, Recorder(recording, settings=settings))
     clock = MonotonicClock()
-    loop = Loop(scheduler=decider, worker=hands.worker, inbox=inbox, outbox=outbox, clock=clock, depth=depth)
+    loop = Loop(
+        scheduler=decider,
+        worker=hands.worker,
+        inbox=inbox,
+        outbox=outbox,
+        clock=clock,
+        depth=hands.overlap_depth,
+    )
     return Engine(loop=loop, hands=hands, max_prompt_len=scheduler.max_prompt_len, recording=recording)
 
 
@@ -93,12 +100,12 @@ def open_recording(path: str) -> BinaryIO:
         raise ConfigError(f"cannot record to {path}: {error.strerror}", field="record") from error
 
 
-def overlap_depth(config: Config) -> int:
-    """Steps planned ahead: none on a CPU, where planning and computing share the cores."""
-    return int(config.overlap) if config.overlap != "auto" else int(config.device == "cuda")
+def overlap_depth(config: Config) -> int | None:
+    """Steps planned ahead; None leaves it to the device."""
+    return int(config.overlap) if config.overlap != "auto" else None
 
 
-def build_hands(config: Config, source: Path | str, *, depth: int, stages: Stages) -> Hands:
+def build_hands(config: Config, source: Path | str, *, stages: Stages) -> Hands:
     """A worker that computes the model at `source`. Imports torch."""
     with stages.stage("import torch"):
         from phloem.runtime.exec.build import build_worker
@@ -114,7 +121,7 @@ def build_hands(config: Config, source: Path | str, *, depth: int, stages: Stage
         page_size=config.page_size,
         max_running=config.max_running,
         max_step_tokens=config.max_step_tokens,
-        overlap_depth=depth,
+        overlap_depth=overlap_depth(config),
         report=stages.report,
     )
     return Hands(
@@ -125,6 +132,7 @@ def build_hands(config: Config, source: Path | str, *, depth: int, stages: Stage
         eos_token_ids=built.eos_token_ids,
         memory=built.memory,
         backend=built.backend,
+        overlap_depth=built.overlap_depth,
     )
 
 
@@ -147,4 +155,5 @@ def null_hands(config: Config) -> Hands:
         eos_token_ids=(END_ID,),
         memory=f"KV cache: {NULL_PAGES:,} pages of nothing",
         backend="null worker",
+        overlap_depth=overlap_depth(config) or 0,
     )

@@ -12,6 +12,8 @@ from phloem.memory.spec import LayerState, bytes_per_page
 GB, MB = 1e9, 1e6
 FREE_FRACTION = 0.4
 """Of the host's free memory, what the cache may take when nobody says; the rest is for everybody else."""
+DEVICE_MARGIN = 0.02
+"""Of a device's memory, what nothing is planned for."""
 
 
 class PageBudget(msgspec.Struct, frozen=True):
@@ -37,15 +39,16 @@ def solve_pages(
     max_running: int,
     free_bytes: int,
     memory_gb: float | None,
+    free_fraction: float = FREE_FRACTION,
 ) -> PageBudget:
     """Pages for `max_running` sequences of the longest context, or as many as the memory allows.
 
-    `memory_gb` is the user's bound in GB; None takes FREE_FRACTION of `free_bytes`. `max_model_len` None takes the
+    `memory_gb` is the user's bound in GB; None takes `free_fraction` of `free_bytes`. `max_model_len` None takes the
     model's own context, or what the memory holds if that is less. ConfigError when the memory does not hold one
     sequence of the length asked for, or not even two pages.
     """
     page_bytes = bytes_per_page(layers, page_size=page_size, bytes_per_element=bytes_per_element)
-    allowed_bytes = int(memory_gb * GB) if memory_gb is not None else int(free_bytes * FREE_FRACTION)
+    allowed_bytes = int(memory_gb * GB) if memory_gb is not None else int(free_bytes * free_fraction)
     if memory_gb is not None and allowed_bytes > free_bytes:
         raise ConfigError(
             f"too little memory: --memory-gb asks for {allowed_bytes / GB:.2f} GB, {free_bytes / GB:.2f} GB are free",
@@ -54,7 +57,7 @@ def solve_pages(
     allowed_pages = allowed_bytes // page_bytes
     context = max_model_len or min(model_context, max(1, allowed_pages - 1) * page_size)
     pages_per_sequence = -(-context // page_size) + 1
-    bound = f"--memory-gb {memory_gb:g}" if memory_gb is not None else f"{FREE_FRACTION:.0%} of free memory"
+    bound = f"--memory-gb {memory_gb:g}" if memory_gb is not None else f"{free_fraction:.0%} of free memory"
     if allowed_pages < pages_per_sequence:
         raise ConfigError(
             f"too little memory: one sequence of {context} tokens needs "
@@ -78,6 +81,30 @@ def solve_pages(
         bytes_per_page=page_bytes,
         arithmetic=arithmetic,
     )
+
+
+class DeviceBytes(msgspec.Struct, frozen=True):
+    """What was measured on a device, in bytes: its memory, what is left beside the weights, and the most that a step
+    takes for a moment."""
+
+    total: int
+    free: int
+    step: int
+
+    @property
+    def for_cache(self) -> int:
+        """What the KV cache may take: free memory less two such steps, as captured ones keep their own memory, and a
+        margin for the libraries' workspaces and for fragments."""
+        return self.free - 2 * self.step - int(self.total * DEVICE_MARGIN)
+
+    @property
+    def arithmetic(self) -> str:
+        """How that number came about, in words."""
+        return (
+            f"device memory: {self.free / GB:.2f} of {self.total / GB:.2f} GB free beside the weights, less "
+            f"twice {self.step / GB:.2f} GB for the largest step, eager and captured, and "
+            f"{self.total * DEVICE_MARGIN / GB:.2f} GB margin = {self.for_cache / GB:.2f} GB"
+        )
 
 
 def free_host_bytes() -> int:

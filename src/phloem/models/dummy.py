@@ -41,7 +41,7 @@ def dummy_checkpoint(name: str) -> Checkpoint:
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Entry]]:
     """Every tensor a folder of this configuration would have."""
     for name, shape in _shapes(config):
-        yield name, Entry("BF16", 2 * prod(shape), partial(_random, name, shape))
+        yield name, Entry("BF16", 2 * prod(shape), partial(_random, name, shape), partial(_pattern, name, shape))
 
 
 def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -69,14 +69,19 @@ def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _random(name: str, shape: tuple[int, ...]) -> RawWeight:
+    """A whole tensor: its pattern over and over."""
+    bits = _pattern(name, shape).data.view(np.uint16).reshape(-1)
+    pieces, rest = divmod(prod(shape), len(bits))
+    stored = np.concatenate([*[bits] * pieces, bits[:rest]])
+    return RawWeight("BF16", shape, stored.view(np.uint8).reshape(-1, 2 * shape[-1]))
+
+
+def _pattern(name: str, shape: tuple[int, ...]) -> RawWeight:
     """Normal numbers scaled so that activations neither vanish nor explode; norm weights near one."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     pool = rng.standard_normal(POOL, dtype=np.float32)
     pool = 1 + 0.1 * pool if name.endswith("norm.weight") else pool / np.float32(shape[-1] ** 0.5)
-    pieces, rest = divmod(prod(shape), POOL)
-    bits = _to_bf16(pool)
-    stored = np.concatenate([*[bits] * pieces, bits[:rest]])
-    return RawWeight("BF16", shape, stored.view(np.uint8).reshape(-1, 2 * shape[-1]))
+    return RawWeight("BF16", (POOL,), _to_bf16(pool).view(np.uint8).reshape(1, -1))
 
 
 def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

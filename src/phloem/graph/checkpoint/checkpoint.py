@@ -27,11 +27,16 @@ class Checkpoint:
 
 
 class Entry(NamedTuple):
-    """A tensor that has not been read: how it is stored, and the function that makes it."""
+    """A tensor that has not been read: how it is stored, and the function that makes it.
+
+    `pattern`, for made-up tensors, makes the run of numbers that the tensor repeats from its start: a device fills its
+    copy from that alone.
+    """
 
     encoding: str
     num_bytes: int
     make: Callable[[], RawWeight]
+    pattern: Callable[[], RawWeight] | None = None
 
 
 class LazyTensors(Mapping[str, RawWeight]):

@@ -144,8 +144,8 @@ Target = NativeTarget | ReferenceTarget
 def pick_target(step: StepGraph, *, dtype: str, quantize: str, page_size: int, num_threads: int) -> Target:
     """The native kernels where the registry chooses them for every op, the references elsewhere.
 
-    `dtype` "auto" is bfloat16 on the native kernels (the residual stream stays float32), with int8 products for quantized
-    weights where there is no AMX (docs/decisions/0003), and float32 on the references.
+    `dtype` "auto" is bfloat16 on the native kernels (the residual stream stays float32), with int8 products for
+    quantized weights where there is no AMX (docs/decisions/0003), and float32 on the references.
     ConfigError when an option asks for what the references cannot do.
     """
     found = library.load()

@@ -27,9 +27,11 @@ from phloem.graph.ops.vocabulary import LOWERED_OPS
 from phloem.kernels.registry import Registry
 from phloem.kernels.spec import Call, Machine
 from phloem.kernels.triton.attention_shape import AttentionShape
+from phloem.kernels.triton.implementations import NAME as TRITON
 from phloem.kernels.triton.implementations import implementations
+from phloem.kernels.vendor import implementations as vendor
 
-REGISTRY = Registry(implementations())
+REGISTRY = Registry((*implementations(), *vendor.implementations()))
 """Everything that can compute a lowered op on a GPU. The references are no candidates: they wait for the device."""
 
 TYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16}
@@ -76,7 +78,9 @@ def pick_target(step: StepGraph, *, dtype: str, quantize: str, page_size: int) -
     if quantize in ("int8", "int4"):
         raise ConfigError(f"--quantize {quantize} is not served on a GPU; choose auto or none", field="quantize")
     activation = TYPES[dtype]
-    chosen = choose(step, machine=Machine(frozenset({"cuda"})), activation=activation, page_size=page_size)
+    chosen = choose(
+        step, machine=Machine(frozenset({"cuda"}) | vendor.capabilities()), activation=activation, page_size=page_size
+    )
     name = torch.cuda.get_device_name()
     return CudaTarget(
         activation=activation,
@@ -112,10 +116,15 @@ def choose(step: StepGraph, *, machine: Machine, activation: torch.dtype, page_s
 
 
 def _functions(chosen: Mapping[str, str]) -> Mapping[str, Function]:
-    """The functions behind the names. Imports triton."""
-    from phloem.kernels.triton.table import FUNCTIONS
+    """The functions behind the names. Imports triton, and what else was chosen."""
+    from phloem.kernels.triton import table
 
-    return {op: FUNCTIONS[op] for op in chosen}
+    functions = {op: table.FUNCTIONS[op] for op, name in chosen.items() if name == TRITON}
+    if len(functions) < len(chosen):
+        from phloem.kernels.vendor import table as vendor_table
+
+        functions |= {op: vendor_table.FUNCTIONS[op] for op in chosen if op not in functions}
+    return functions
 
 
 def _reference_attention(*arguments: Any, shape: AttentionShape) -> torch.Tensor:

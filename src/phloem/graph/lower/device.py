@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,6 +93,15 @@ class DeviceProgram:
     def _register(self, value: Any) -> int:
         self._fixed.append(value)
         return len(self._fixed) - 1
+
+
+def call_function(
+    op: Op, functions: Mapping[str, Function], arguments: Sequence[Any], shape: AttentionShape
+) -> Callable[[], Any]:
+    """One call of an op's function, to be made later."""
+    if op.name == _TAKES_SHAPE:
+        return partial(functions[op.name], *arguments, shape=shape)
+    return partial(functions[op.name], *arguments)
 
 
 def _function(node: fx.Node, functions: Mapping[str, Function]) -> Function:

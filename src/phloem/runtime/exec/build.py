@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,34 +12,20 @@ from phloem.core.errors import ConfigError
 from phloem.graph.capture.inputs import StepInputs, StepLimits
 from phloem.graph.checkpoint.open import open_checkpoint
 from phloem.graph.compile import compile_graph
+from phloem.graph.lower import cuda
 from phloem.graph.lower.cpu import pick_target
 from phloem.memory.budget import PageBudget, free_host_bytes, solve_pages
 from phloem.memory.pool.kv import KvPool
 from phloem.models.catalog import define_dummy, define_model
 from phloem.models.definition import ModelDefinition
+from phloem.runtime.exec.build_cuda import build_on_cuda
+from phloem.runtime.exec.built import BuiltWorker, Report, built, timed
 from phloem.runtime.exec.rows import RowStore
 from phloem.runtime.exec.worker import Worker
 
 UNQUANTIZED_BITS = {"F32": 32, "F16": 16, "BF16": 16}
 QUANTIZED_BITS = {"int8": 8, "int4": 4}
 """Bits a number, without scales: a lower bound of what weights take in memory."""
-
-Report = Callable[[str, float], None]
-"""Called with a start-up stage's name and its seconds when it is done."""
-
-
-@dataclass(frozen=True)
-class BuiltWorker:
-    """A worker and what the scheduler and the front end must know of it. `memory` is the pool's arithmetic in words,
-    `backend` what runs the model."""
-
-    worker: Worker
-    num_pages: int
-    max_model_len: int
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-    memory: str
-    backend: str
 
 
 def build_worker(
@@ -58,23 +40,67 @@ def build_worker(
     page_size: int,
     max_running: int,
     max_step_tokens: int,
+    overlap_depth: int | None,
+    report: Report,
+) -> BuiltWorker:
+    """Everything between a checkpoint (a path, or "dummy:<name>") and a worker; CallerErrors name what to change.
+
+    `device` "auto" is the GPU where torch finds one and it serves these options. `overlap_depth` None: 1 there, 0 on
+    a CPU, where planning and computing share the cores.
+    """
+    num_threads = _num_threads(threads)
+    torch.set_num_threads(num_threads)
+    with timed("open checkpoint", report):
+        definition = _define(model, max_model_len)
+    if device == "cuda" or (device == "auto" and cuda.serves(dtype=dtype, quantize=quantize)):
+        return build_on_cuda(
+            definition,
+            dtype=dtype,
+            quantize=quantize,
+            max_model_len=max_model_len,
+            memory_gb=memory_gb,
+            page_size=page_size,
+            max_running=max_running,
+            max_step_tokens=max_step_tokens,
+            overlap_depth=1 if overlap_depth is None else overlap_depth,
+            report=report,
+        )
+    return _build_on_cpu(
+        definition,
+        dtype=dtype,
+        quantize=quantize,
+        num_threads=num_threads,
+        max_model_len=max_model_len,
+        memory_gb=memory_gb,
+        page_size=page_size,
+        max_running=max_running,
+        max_step_tokens=max_step_tokens,
+        overlap_depth=overlap_depth or 0,
+        report=report,
+    )
+
+
+def _build_on_cpu(
+    definition: ModelDefinition,
+    *,
+    dtype: str,
+    quantize: str,
+    num_threads: int,
+    max_model_len: int | None,
+    memory_gb: float | None,
+    page_size: int,
+    max_running: int,
+    max_step_tokens: int,
     overlap_depth: int,
     report: Report,
 ) -> BuiltWorker:
-    """Everything between a checkpoint (a path, or "dummy:<name>") and a worker; CallerErrors name what to change."""
-    if device == "cuda":
-        raise ConfigError("the CUDA worker does not exist yet; use --device cpu", field="device")
-    num_threads = _num_threads(threads)
-    torch.set_num_threads(num_threads)
-    with _timed("open checkpoint", report):
-        definition = _define(model, max_model_len)
     _expect_room(definition, quantize=quantize, free_bytes=free_host_bytes())
-    with _timed("build graph", report):
+    with timed("build graph", report):
         step = compile_graph(definition)
         target = pick_target(step, dtype=dtype, quantize=quantize, page_size=page_size, num_threads=num_threads)
-    with _timed("load weights", report):
+    with timed("load weights", report):
         capture = target.load(step, definition.checkpoint)
-    with _timed("KV pool", report):
+    with timed("KV pool", report):
         budget = solve_pages(
             layers=definition.layers,
             page_size=page_size,
@@ -92,12 +118,12 @@ def build_worker(
             dtype=target.activation,
             device=torch.device("cpu"),
         )
-    with _timed("capture", report):
+    with timed("capture", report):
         inputs = StepInputs(StepLimits(max_step_tokens, max_running, budget.pages_per_sequence))
         program = capture(caches=pool.layers, inputs=inputs)
     rows = _rows(definition, budget, page_size=page_size, max_running=max_running)
     worker = Worker(program=program, pool=pool, rows=rows, clock=MonotonicClock(), overlap_depth=overlap_depth)
-    return _built(worker, definition, budget, backend=target.description)
+    return built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth)
 
 
 def _num_threads(threads: int | None) -> int:
@@ -116,18 +142,6 @@ def _rows(definition: ModelDefinition, budget: PageBudget, *, page_size: int, ma
         page_size=page_size,
         vocab_size=definition.vocab_size,
         end_token_ids=definition.eos_ids,
-    )
-
-
-def _built(worker: Worker, definition: ModelDefinition, budget: PageBudget, *, backend: str) -> BuiltWorker:
-    return BuiltWorker(
-        worker=worker,
-        num_pages=budget.num_pages,
-        max_model_len=budget.max_model_len,
-        vocab_size=definition.vocab_size,
-        eos_token_ids=definition.eos_ids,
-        memory=budget.arithmetic,
-        backend=backend,
     )
 
 
@@ -153,10 +167,3 @@ def _expect_room(definition: ModelDefinition, *, quantize: str, free_bytes: int)
             f"{free_bytes / 1e9:.1f} GB are free; choose a smaller model, or fewer bits with --quantize",
             field="model",
         )
-
-
-@contextmanager
-def _timed(stage: str, report: Report) -> Iterator[None]:
-    began_s = time.monotonic()
-    yield
-    report(stage, time.monotonic() - began_s)

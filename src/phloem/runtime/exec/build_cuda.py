@@ -1,0 +1,134 @@
+"""A worker on the GPU: graph, weights, a measurement of what steps take, the caches that fit, and the row store."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import msgspec
+import torch
+
+from phloem.core.clock import MonotonicClock
+from phloem.core.errors import ConfigError
+from phloem.graph.compile import compile_graph
+from phloem.graph.ir import StepGraph
+from phloem.graph.lower.cuda import CudaTarget, DeviceCapture, pick_target
+from phloem.memory.budget import solve_pages
+from phloem.memory.pool.kv import KvPool
+from phloem.models.definition import ModelDefinition
+from phloem.runtime.exec.build_device import (
+    DeviceLimits,
+    TritonRowKernels,
+    captured_steps,
+    device_worker,
+    eager_steps,
+    measure,
+    step_tensors,
+)
+from phloem.runtime.exec.built import BuiltWorker, Report, built, timed
+from phloem.runtime.exec.device_step import RowKernels
+from phloem.runtime.exec.queue import CudaQueue
+from phloem.runtime.exec.warm import NUM_COMPILERS, compile_tasks
+
+
+def build_on_cuda(
+    definition: ModelDefinition,
+    *,
+    dtype: str,
+    quantize: str,
+    max_model_len: int | None,
+    memory_gb: float | None,
+    page_size: int,
+    max_running: int,
+    max_step_tokens: int,
+    overlap_depth: int,
+    report: Report,
+    captures: bool = True,
+) -> BuiltWorker:
+    """From a definition to a worker on the GPU; CallerErrors name what to change. `captures` off: no CUDA graphs."""
+    with timed("build graph", report):
+        step = compile_graph(definition)
+        target = pick_target(step, dtype=dtype, quantize=quantize, page_size=page_size)
+    queue = CudaQueue(target.device)
+    expect_room(step, target, definition.checkpoint.path, free_bytes=torch.cuda.mem_get_info(target.device)[0])
+    kernels = TritonRowKernels(page_size=page_size)
+    limits = DeviceLimits(
+        max_rows=max_running, max_step_tokens=max_step_tokens, page_size=page_size,
+        max_model_len=max_model_len or definition.max_context,
+    )  # fmt: skip
+    with timed("weights, kernels", report):
+        capture = _load(step, target, definition, kernels=kernels, limits=limits, queue=queue)
+    with timed("measure a step", report):
+        memory = measure(capture, target, layers=definition.layers, limits=limits, queue=queue)
+    with timed("KV pool", report):
+        budget = solve_pages(
+            layers=definition.layers,
+            page_size=page_size,
+            bytes_per_element=target.activation.itemsize,
+            model_context=definition.max_context,
+            max_model_len=max_model_len,
+            max_running=max_running,
+            free_bytes=memory.for_cache,
+            memory_gb=memory_gb,
+            free_fraction=1.0,
+        )
+        pool = KvPool(
+            layers=step.layers, num_pages=budget.num_pages, page_size=page_size,
+            dtype=target.activation, device=target.device,
+        )  # fmt: skip
+    worker = device_worker(
+        program=capture(caches=pool.layers),
+        pool=pool,
+        kernels=kernels,
+        queue=queue,
+        make_steps=captured_steps if captures else eager_steps,
+        limits=replace(limits, max_model_len=budget.max_model_len),
+        vocab_size=definition.vocab_size,
+        end_token_ids=definition.eos_ids,
+        clock=MonotonicClock(),
+    )
+    torch.cuda.synchronize()  # steps run on another stream than made all this
+    budget = msgspec.structs.replace(budget, arithmetic=f"{memory.arithmetic}; {budget.arithmetic}")
+    return built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth)
+
+
+def _load(
+    step: StepGraph,
+    target: CudaTarget,
+    definition: ModelDefinition,
+    *,
+    kernels: RowKernels,
+    limits: DeviceLimits,
+    queue: CudaQueue,
+) -> DeviceCapture:
+    """The weights on the device, and meanwhile the kernels compiled."""
+    tasks = compile_tasks(
+        step,
+        target,
+        kernels=kernels,
+        tensors=step_tensors(limits, target.device),
+        buckets=limits.buckets,
+        max_rows=limits.max_rows,
+        vocab_size=definition.vocab_size,
+        queue=queue,
+    )
+    torch.cuda.synchronize()  # the tasks' inputs were made on another stream
+    with ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="phloem-compile") as compilers:
+        compiled = [compilers.submit(task) for task in tasks]
+        capture = target.load(step, definition.checkpoint)
+        for future in compiled:
+            future.result()
+    return capture
+
+
+def expect_room(step: StepGraph, target: CudaTarget, model: Path, *, free_bytes: int) -> None:
+    """ConfigError when the weights alone do not fit on the device, before any is loaded."""
+    needed_bytes = target.activation.itemsize * sum(prod(recipe.shape) for recipe in step.recipes.values())
+    if needed_bytes > free_bytes:
+        raise ConfigError(
+            f"too little memory: the weights of {model} need {needed_bytes / 1e9:.1f} GB on the device, "
+            f"{free_bytes / 1e9:.1f} GB are free; choose a smaller model",
+            field="model",
+        )

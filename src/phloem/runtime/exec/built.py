@@ -1,0 +1,54 @@
+"""What building a worker gives back, on whatever device, and how long each part of it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from phloem.memory.budget import PageBudget
+from phloem.models.definition import ModelDefinition
+from phloem.runtime.loop import Worker as AnyWorker
+
+Report = Callable[[str, float], None]
+"""Called with a start-up stage's name and its seconds when it is done."""
+
+
+@dataclass(frozen=True)
+class BuiltWorker:
+    """A worker and what the scheduler and the front end must know of it. `memory` is the pool's arithmetic in words,
+    `backend` what runs the model, `overlap_depth` how many steps may be planned ahead."""
+
+    worker: AnyWorker
+    num_pages: int
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    memory: str
+    backend: str
+    overlap_depth: int
+
+
+def built(
+    worker: AnyWorker, definition: ModelDefinition, budget: PageBudget, *, backend: str, overlap_depth: int
+) -> BuiltWorker:
+    """A worker with what its definition and its memory say."""
+    return BuiltWorker(
+        worker=worker,
+        num_pages=budget.num_pages,
+        max_model_len=budget.max_model_len,
+        vocab_size=definition.vocab_size,
+        eos_token_ids=definition.eos_ids,
+        memory=budget.arithmetic,
+        backend=backend,
+        overlap_depth=overlap_depth,
+    )
+
+
+@contextmanager
+def timed(stage: str, report: Report) -> Iterator[None]:
+    """Report how long the block took."""
+    began_s = time.monotonic()
+    yield
+    report(stage, time.monotonic() - began_s)

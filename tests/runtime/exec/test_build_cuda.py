@@ -1,0 +1,42 @@
+"""Building for a device: what is refused before anything large happens, and what "auto" means without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from phloem.core.errors import ConfigError
+from phloem.graph.compile import compile_graph
+from phloem.graph.lower.cuda import reference_target
+from phloem.models.catalog import define_dummy
+from phloem.runtime.exec.build import build_worker
+from phloem.runtime.exec.build_cuda import expect_room
+from phloem.runtime.exec.worker import Worker
+
+OPTIONS = {
+    "model": "dummy:qwen3-tiny", "dtype": "auto", "quantize": "auto", "threads": 1, "max_model_len": 64,
+    "memory_gb": 0.01, "page_size": 32, "max_running": 2, "max_step_tokens": 32, "overlap_depth": None,
+    "report": lambda stage, seconds: None,
+}  # fmt: skip
+
+
+def test_weights_that_do_not_fit_the_device_are_refused_before_they_are_loaded() -> None:
+    """Red when a model that is too large ends in the device's own error, minutes later."""
+    step = compile_graph(define_dummy("dummy:qwen3-14b"))
+    target = reference_target(activation=torch.bfloat16, device=torch.device("cpu"), page_size=32)
+    with pytest.raises(ConfigError, match=r"dummy:qwen3-14b need 29\.5 GB on the device, 24\.0 GB are free"):
+        expect_room(step, target, Path("dummy:qwen3-14b"), free_bytes=24 * 10**9)
+    expect_room(step, target, Path("dummy:qwen3-14b"), free_bytes=30 * 10**9)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_an_error() -> None:
+    """Red when a machine without a GPU cannot serve by default, or `--device cuda` quietly runs on the CPU."""
+    built = build_worker(device="auto", **OPTIONS)
+    assert isinstance(built.worker, Worker)
+    assert built.overlap_depth == 0
+    built.worker.close()
+    with pytest.raises(ConfigError, match="finds no CUDA device"):
+        build_worker(device="cuda", **OPTIONS)
