@@ -15,7 +15,7 @@ from phloem.kernels.spec import (
 NAME = "native"
 PRIORITY = 100
 
-_LIBRARY = needs_capability("native-library", "needs the native library on a processor with AVX-512 BF16")
+_LIBRARY = needs_capability("native-library", "needs the native library on a processor with AVX-512 BF16 and VNNI")
 _DTYPE = needs_dtype("bfloat16", "float32")
 _WEIGHTS = needs_storage("q4", "q8", "q8m", "q8h", "bf16", "f32")
 _PLAIN_FLOATS = Requirement(

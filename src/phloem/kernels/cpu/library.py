@@ -117,4 +117,4 @@ def load(path: Path | None = None, *, allow_amx: bool = True) -> Found:
     if missing:
         return Found(None, missing)
     state = native.phloem_try_amx() if allow_amx else 1
-    return Found(Library(native, uses_amx=state == 0), f"{places[0].name}, AVX-512 BF16, {AMX_STATES[state]}")
+    return Found(Library(native, uses_amx=state == 0), f"{places[0].name}, AVX-512 BF16 and VNNI, {AMX_STATES[state]}")

@@ -297,7 +297,7 @@ class Tape:
         self._sealed = None
 
     def _quantize(self, x: torch.Tensor, weight: PackedWeight, rows: Rows) -> torch.Tensor:
-        """Rows of x as int8 in the order that the weight's storage needs, in a buffer that linears of one width share."""
+        """Rows of x as int8 in the order that the weight's storage needs; linears of one width share the buffer."""
         if not weight.is_quantized or x.dtype != torch.bfloat16:
             raise ValueError("int8 products need a quantized weight and bfloat16 activations")
         columns = weight.num_columns

@@ -99,11 +99,11 @@ def _reads_logits(state: SamplingState) -> bool:
 
 def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> Mapping[int, FloatRow]:
     """The named rows on the host: views of CPU logits, one copy of just these rows from another device."""
+    if not rows:
+        return {}
     if logits.device.type == "cpu":
         everything: FloatRow = logits.detach().numpy()
         return {row: everything[row] for row in rows}
-    if not rows:
-        return {}
     index = torch.tensor(rows, device=logits.device)
     pinned = torch.empty((len(rows), logits.shape[1]), dtype=logits.dtype, pin_memory=True)
     copied: FloatRow = pinned.copy_(logits.detach().index_select(0, index)).numpy()
