@@ -43,15 +43,15 @@ def test_every_stage_of_the_start_is_told(real_server: ServerProcess) -> None:
         assert stage in output
 
 
-def test_it_knows_where_paris_is(real_server: ServerProcess) -> None:
+def test_it_knows_the_capital_of_japan(real_server: ServerProcess) -> None:
     """Red when weights, tokenizer, template and sampling do not fit together."""
     answer = real_server.client().chat.completions.create(
         model=NAME,
-        messages=[{"role": "user", "content": "What is the capital of France?"}],
+        messages=[{"role": "user", "content": "What is the capital of Japan?"}],
         max_tokens=32,
         temperature=0,
     )
-    assert "Paris" in (answer.choices[0].message.content or "")
+    assert "Tokyo" in (answer.choices[0].message.content or "")
     assert answer.choices[0].finish_reason == "stop"
 
 

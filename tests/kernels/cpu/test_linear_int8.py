@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from phloem.kernels.cpu.int8_rows import Int8Rows
 from phloem.kernels.cpu.library import Library, Pool
 from phloem.kernels.cpu.pack import PackedWeight, Packer, natural_storage
 from phloem.kernels.cpu.tape import Dims, Tape
@@ -21,7 +22,9 @@ def run_int8(
 ) -> torch.Tensor:
     tape = Tape(native, pool)
     out = torch.full((x.shape[0], weight.num_rows), float("nan"))
-    tape.linear(x, weight, out, bias=bias, int8=True)
+    rows = Int8Rows.for_weight(weight, max_rows=x.shape[0])
+    tape.quantize(x, rows)
+    tape.linear(rows, weight, out, bias=bias)
     tape.run(Dims(x.shape[0], 0, 0))
     return out
 
@@ -110,6 +113,14 @@ def test_a_row_of_zeros_gives_the_bias(native: Library, pool: Pool, packer: Pack
 
 def test_refusals(native: Library, pool: Pool, packer: Packer) -> None:
     """Red if int8 is accepted where there are no levels to multiply."""
-    packed = packer.pack(torch.randn(16, 64), storage="bf16")
+    plain = packer.pack(torch.randn(16, 64), storage="bf16")
     with pytest.raises(ValueError, match="quantized weight"):
-        Tape(native, pool).linear(torch.zeros(1, 64).bfloat16(), packed, torch.zeros(1, 16), int8=True)
+        Int8Rows.for_weight(plain, max_rows=1)
+    rows = Int8Rows.for_weight(packer.pack(torch.randn(16, 64), storage="q4"), max_rows=1)
+    for other in (
+        plain,
+        packer.pack(torch.randn(16, 64), storage="q8"),
+        packer.pack(torch.randn(16, 96), storage="q4"),
+    ):
+        with pytest.raises(ValueError, match="another storage or width"):
+            Tape(native, pool).linear(rows, other, torch.zeros(1, 16))

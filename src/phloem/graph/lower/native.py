@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from phloem.graph.capture.inputs import StepDims, StepInputs
 from phloem.graph.ir import ATTENTION_META, spec_of
 from phloem.graph.lower.buffers import place_buffers, resolve
 from phloem.graph.ops.contract import Op
+from phloem.kernels.cpu.int8_rows import Int8Rows
 from phloem.kernels.cpu.library import Library, Pool
 from phloem.kernels.cpu.pack import PackedWeight
 from phloem.kernels.cpu.tape import AttentionMeta, CacheShape, Dims, Rows, Tape
@@ -81,6 +82,8 @@ class _Emitter:
     inputs: StepInputs
     page_size: int
     int8_products: bool
+    int8_buffers: list[Int8Rows] = field(default_factory=list)
+    quantized: dict[fx.Node, Int8Rows] = field(default_factory=dict)
 
     def emit(self, graph: fx.Graph) -> torch.Tensor:
         """Emit every node; returns the buffer of the logits."""
@@ -109,7 +112,8 @@ class _Emitter:
 
     def _rms_norm(self, node: fx.Node) -> None:
         x, weight, eps = node.args
-        self.tape.rms_norm(self._value(x), self._value(weight), self._out(node), eps=_real(eps), rows=_rows(node))
+        out = self._row_output(node, self._out(node))
+        self.tape.rms_norm(self._value(x), self._value(weight), out, eps=_real(eps), rows=_rows(node))
 
     def _add_rms_norm(self, node: fx.Node) -> None:
         x, residual, weight, eps = node.args
@@ -118,7 +122,7 @@ class _Emitter:
             self._value(x),
             self._value(residual),
             self._value(weight),
-            out,
+            self._row_output(node, out),
             eps=_real(eps),
             new_residual=new_residual,
             rows=_rows(node),
@@ -128,8 +132,7 @@ class _Emitter:
         x, weight, bias, _ = node.args
         bias_N = None if bias is None else self._value(bias)
         packed = self._matrix(weight)
-        int8 = self.int8_products and packed.is_quantized
-        self.tape.linear(self._value(x), packed, self._out(node), bias=bias_N, rows=_rows(node), int8=int8)
+        self.tape.linear(self._input(x, packed, _rows(node)), packed, self._out(node), bias=bias_N, rows=_rows(node))
 
     def _rope_kv_write(self, node: fx.Node) -> None:
         qkv, q_norm, k_norm, eps, positions, slots, inv_freq, cache = node.args
@@ -164,11 +167,45 @@ class _Emitter:
         )
 
     def _silu_mul(self, node: fx.Node) -> None:
-        self.tape.silu_mul(self._value(node.args[0]), self._out(node), rows=_rows(node))
+        out = self._row_output(node, self._out(node))
+        self.tape.silu_mul(self._value(node.args[0]), out, rows=_rows(node))
 
     def _select_rows(self, node: fx.Node) -> None:
         x, index = node.args
         self.tape.select_rows(self._value(x), self._value(index), self._out(node))
+
+    def _row_output(self, node: fx.Node, plain: torch.Tensor) -> torch.Tensor | Int8Rows:
+        """Where a row-wise op writes: int8 rows if the next op is the only one to read them, a linear on int8."""
+        reader = _only_reader(node)
+        if reader is None:
+            return plain
+        x, weight, *_ = reader.args
+        rows = self._int8_rows(self._matrix(weight), plain.shape[0])
+        if rows is None:
+            return plain
+        assert isinstance(x, fx.Node)
+        self.quantized[x] = rows
+        return rows
+
+    def _input(self, x: Any, weight: PackedWeight, rows: Rows) -> torch.Tensor | Int8Rows:
+        """What a linear reads: x as it is, or as int8 rows, which may have been written so."""
+        if x in self.quantized:
+            return self.quantized[x]
+        plain = self._value(x)
+        int8 = self._int8_rows(weight, plain.shape[0])
+        if int8 is None:
+            return plain
+        self.tape.quantize(plain, int8, rows=rows)
+        return int8
+
+    def _int8_rows(self, weight: PackedWeight, max_rows: int) -> Int8Rows | None:
+        """The buffer that all linears of one width and order share: each is written just before it is read."""
+        if not self.int8_products or not weight.is_quantized:
+            return None
+        fitting = [rows for rows in self.int8_buffers if rows.serves(weight) and rows.data.shape[0] >= max_rows]
+        if not fitting:
+            self.int8_buffers.append(Int8Rows.for_weight(weight, max_rows=max_rows))
+        return fitting[0] if fitting else self.int8_buffers[-1]
 
     def _out(self, node: fx.Node) -> torch.Tensor:
         (buffer,) = self.buffers[node]
@@ -211,3 +248,20 @@ def _rows(node: fx.Node) -> Rows:
     spec = node.meta["spec"]
     first = spec[0] if isinstance(spec, tuple) else spec
     return Rows.LOGITS if first.shape[0] == "L" else Rows.TOKENS
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    """The linear that alone reads a row-wise op's rows, if it is the next op."""
+    spec = node.meta["spec"]
+    following = node
+    value = node
+    while not isinstance(following.next.target, Op):
+        following = following.next
+        if following.op == "output":
+            return None
+        if isinstance(spec, tuple) and following.target is operator.getitem and following.args == (node, 0):
+            value = following
+    following = following.next
+    is_linear = isinstance(following.target, Op) and following.target.name == "linear"
+    reads_it = is_linear and following.args[0] is value and list(value.users) == [following]
+    return following if reads_it else None

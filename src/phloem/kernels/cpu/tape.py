@@ -17,9 +17,10 @@ from enum import IntEnum
 
 import torch
 
+from phloem.kernels.cpu.int8_rows import Int8Rows
 from phloem.kernels.cpu.kv_layout import page_elements
 from phloem.kernels.cpu.library import Library, Pool
-from phloem.kernels.cpu.pack import COLUMNS_PER_RECORD, PackedWeight
+from phloem.kernels.cpu.pack import PackedWeight
 
 
 class Op(IntEnum):
@@ -106,8 +107,6 @@ class Product(IntEnum):
     INT8 = 2
 
 
-EVEN_ODD_STORAGES = ("q4",)  # whose int8 products take the levels of every 8 columns in the order 0 2 4 6 1 3 5 7
-BLOCK_SCALE_BYTES = 16  # native/int8_rows.h: of 32 columns
 ACTIVATION_TYPES = {torch.bfloat16: 0, torch.float32: 1}
 MAX_HEAD_DIM = 256
 MAX_GROUP = 96  # query heads of one kv head
@@ -122,7 +121,6 @@ class Tape:
         self._instructions: list[Instruction] = []
         self._kept: list[object] = []
         self._plans: dict[tuple[int, ...], Plan] = {}
-        self._int8_rows: dict[tuple[int, int], torch.Tensor] = {}
         self._rope_tables: dict[tuple[int, int], torch.Tensor] = {}
         self._sealed: ctypes.Array[Instruction] | None = None
         self._dims = NativeDims()
@@ -139,20 +137,26 @@ class Tape:
         self._add(Op.EMBED, Rows.TOKENS, [token_ids, weight, out, weight.num_columns, weight.storage_code])
 
     def rms_norm(
-        self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, *, eps: float, rows: Rows = Rows.TOKENS
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        out: torch.Tensor | Int8Rows,
+        *,
+        eps: float,
+        rows: Rows = Rows.TOKENS,
     ) -> None:
         """out [., D] = x * rsqrt(mean(x^2) + eps) * weight; x and weight float32."""
         columns = weight.shape[0]
         _check("x", x, torch.float32, columns=columns)
         _check("weight", weight, torch.float32)
-        self._add(Op.RMS_NORM, rows, [x, weight, out, columns, _act("out", out, columns)], [eps])
+        self._add(Op.RMS_NORM, rows, [x, weight, out, columns, _out("out", out, columns)], [eps])
 
     def add_rms_norm(
         self,
         x: torch.Tensor,
         residual: torch.Tensor,
         weight: torch.Tensor,
-        out: torch.Tensor,
+        out: torch.Tensor | Int8Rows,
         *,
         eps: float,
         new_residual: torch.Tensor | None = None,
@@ -164,35 +168,31 @@ class Tape:
         for name, tensor in (("residual", residual), ("new_residual", total)):
             _check(name, tensor, torch.float32, columns=columns)
         _check("weight", weight, torch.float32)
-        _check("out", out, x.dtype, columns=columns)
-        act = _act("x", x, columns)
-        self._add(Op.ADD_RMS_NORM, rows, [x, residual, weight, out, total, columns, act], [eps])
+        sizes = [columns, _act("x", x, columns), _out("out", out, columns)]
+        self._add(Op.ADD_RMS_NORM, rows, [x, residual, weight, out, total, *sizes], [eps])
 
     def linear(
         self,
-        x: torch.Tensor,
+        x: torch.Tensor | Int8Rows,
         weight: PackedWeight,
         out: torch.Tensor,
         *,
         bias: torch.Tensor | None = None,
         rows: Rows = Rows.TOKENS,
-        int8: bool = False,
     ) -> None:
-        """out [., N] = x [., K] weight^T + bias; out in x's type or float32; bias float32 [N].
-
-        With `int8`, bfloat16 rows meet a quantized weight as int8 levels with a scale for each 32 columns.
-        """
-        act = _act("x", x, weight.num_columns)
+        """out [., N] = x [., K] weight^T + bias; out in x's type or float32 (of Int8Rows: any); bias float32 [N]."""
         out_act = _act("out", out, weight.num_rows)
-        if x.dtype == torch.bfloat16 and weight.storage == "f32":
-            raise ValueError("float32 weights need float32 activations: pack them as bf16")
         if bias is not None:
             _check("bias", bias, torch.float32, columns=weight.num_rows)
-        product = Product.AMX if self._library.uses_amx and x.dtype == torch.bfloat16 else Product.PLAIN
-        if int8:
-            x, product = self._quantize(x, weight, rows), Product.INT8
+        product = self._product(x, weight)
+        act = x.type_code if isinstance(x, Int8Rows) else _act("x", x, weight.num_columns)
         sizes = [weight.num_columns, weight.num_rows, weight.storage_code, act, out_act, int(product)]
         self._add(Op.LINEAR, rows, [x, out, weight, bias, *sizes])
+
+    def quantize(self, x: torch.Tensor, out: Int8Rows, *, rows: Rows = Rows.TOKENS) -> None:
+        """out = x [., K] bfloat16 as int8 levels with a scale for each 32 columns."""
+        _check("x", x, torch.bfloat16, columns=out.num_columns)
+        self._add(Op.QUANTIZE, rows, [x, out, out.num_columns, int(out.is_even_odd)])
 
     def rope_kv_write(
         self,
@@ -253,12 +253,15 @@ class Tape:
         self._add(Op.ATTENTION, Rows.TOKENS, arguments, [scale])
         self._add(Op.ATTENTION_MERGE, Rows.TOKENS, arguments, [scale])
 
-    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor, *, rows: Rows = Rows.TOKENS) -> None:
-        """out [T, F] = silu(gate) * up for gate_up [T, 2F], gate first."""
-        columns = out.shape[1]
-        act = _act("gate_up", gate_up, 2 * columns)
-        _check("out", out, gate_up.dtype, columns=columns)
-        self._add(Op.SILU_MUL, rows, [gate_up, out, columns, act])
+    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor | Int8Rows, *, rows: Rows = Rows.TOKENS) -> None:
+        """out [T, F] = silu(gate) * up for gate_up [T, 2F], gate first; out in gate_up's type, or int8 of bfloat16."""
+        columns = gate_up.shape[1] // 2
+        if isinstance(out, Int8Rows):
+            _check("gate_up", gate_up, torch.bfloat16)
+        else:
+            _check("out", out, gate_up.dtype)
+        act, out_act = _act("gate_up", gate_up, 2 * columns), _out("out", out, columns)
+        self._add(Op.SILU_MUL, rows, [gate_up, out, columns, act, out_act])
 
     def select_rows(self, x: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
         """out [L, D] = x [T, D] at index [L] int32."""
@@ -296,18 +299,14 @@ class Tape:
         self._instructions.append(instruction)
         self._sealed = None
 
-    def _quantize(self, x: torch.Tensor, weight: PackedWeight, rows: Rows) -> torch.Tensor:
-        """Rows of x as int8 in the order that the weight's storage needs; linears of one width share the buffer."""
-        if not weight.is_quantized or x.dtype != torch.bfloat16:
-            raise ValueError("int8 products need a quantized weight and bfloat16 activations")
-        columns = weight.num_columns
-        row_bytes = -(-(columns + columns // COLUMNS_PER_RECORD * BLOCK_SCALE_BYTES) // 64) * 64
-        key = (x.shape[0], row_bytes)
-        if key not in self._int8_rows:
-            self._int8_rows[key] = torch.empty(key, dtype=torch.uint8)
-        order = int(weight.storage in EVEN_ODD_STORAGES)
-        self._add(Op.QUANTIZE, rows, [x, self._int8_rows[key], columns, order])
-        return self._int8_rows[key]
+    def _product(self, x: torch.Tensor | Int8Rows, weight: PackedWeight) -> Product:
+        if isinstance(x, Int8Rows):
+            if not x.serves(weight):
+                raise ValueError(f"int8 rows of {x.num_columns} columns were made for another storage or width")
+            return Product.INT8
+        if x.dtype == torch.bfloat16 and weight.storage == "f32":
+            raise ValueError("float32 weights need float32 activations: pack them as bf16")
+        return Product.AMX if self._library.uses_amx and x.dtype == torch.bfloat16 else Product.PLAIN
 
     def _check_cache(self, cache: torch.Tensor, dtype: torch.dtype, shape: CacheShape) -> None:
         elements = page_elements(shape.num_kv_heads, shape.head_dim, shape.page_size)
@@ -353,7 +352,7 @@ def _address(argument: object) -> int:
         return 0
     if isinstance(argument, int):
         return argument
-    if isinstance(argument, PackedWeight):
+    if isinstance(argument, PackedWeight | Int8Rows):
         return argument.data.data_ptr()
     if isinstance(argument, Plan):
         return argument.address
@@ -373,3 +372,12 @@ def _act(name: str, tensor: torch.Tensor, columns: int) -> int:
     if tensor.dtype not in ACTIVATION_TYPES:
         raise ValueError(f"{name} must be bfloat16 or float32, not {tensor.dtype}")
     return ACTIVATION_TYPES[tensor.dtype]
+
+
+def _out(name: str, out: torch.Tensor | Int8Rows, columns: int) -> int:
+    """The type of a row-wise op's output."""
+    if not isinstance(out, Int8Rows):
+        return _act(name, out, columns)
+    if out.num_columns != columns:
+        raise ValueError(f"{name} must have {columns} columns, not {out.num_columns}")
+    return out.type_code

@@ -21,7 +21,8 @@ enum Op : int32_t {
 };
 
 // Activation types and weight storages, as tape.py and pack.py number them.
-enum Act : int64_t { ACT_BF16 = 0, ACT_F32 = 1 };
+// The last two are rows of int8_rows.h in one of its level orders, which row-wise ops may write for a linear to read.
+enum Act : int64_t { ACT_BF16 = 0, ACT_F32 = 1, ACT_INT8 = 2, ACT_INT8_EVEN_ODD = 3 };
 // How linear multiplies: the activation type as it is, bfloat16 on AMX, or int8 rows that quantize made.
 enum Product : int64_t { PRODUCT_PLAIN = 0, PRODUCT_AMX = 1, PRODUCT_INT8 = 2 };
 enum Storage : int64_t { STORE_Q4 = 0, STORE_Q8 = 1, STORE_Q8M = 2, STORE_Q8H = 3, STORE_BF16 = 4, STORE_F32 = 5, NUM_STORAGES };

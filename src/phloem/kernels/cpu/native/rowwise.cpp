@@ -1,4 +1,5 @@
 // Ops that treat each row alone: rms_norm, add_rms_norm, silu_mul, select_rows, argmax. One item is one row.
+#include "int8_rows.h"
 #include "ops.h"
 #include "simd.h"
 
@@ -30,14 +31,29 @@ void normalize(const float* x, const float* weight, A* y, int64_t n, float eps) 
     }
 }
 
+// The same to int8 (n a multiple of 32), rounded from float32.
+void normalize_int8(const float* x, const float* weight, char* y, int64_t n, float eps, __m256i order) {
+    const __m512 scale = _mm512_set1_ps(inverse_rms(x, n, eps));
+    BlockScale* scales = block_scales(y, n);
+    for (int64_t i = 0; i < n; i += 32) {
+        const __m512 low = _mm512_mul_ps(_mm512_loadu_ps(x + i), scale), high = _mm512_mul_ps(_mm512_loadu_ps(x + i + 16), scale);
+        quantize_block(_mm512_mul_ps(low, _mm512_loadu_ps(weight + i)), _mm512_mul_ps(high, _mm512_loadu_ps(weight + i + 16)), y + i,
+                       scales[i / 32], order);
+    }
+}
+
+// Row r of y, whatever its type.
+void normalize_row(const float* x, const float* weight, char* y, int64_t type, int64_t r, int64_t n, float eps) {
+    if (type == ACT_BF16) normalize(x, weight, reinterpret_cast<bf16*>(y) + r * n, n, eps);
+    else if (type == ACT_F32) normalize(x, weight, reinterpret_cast<float*>(y) + r * n, n, eps);
+    else normalize_int8(x, weight, y + r * int8_row_bytes(n), n, eps, level_shuffle(type - ACT_INT8));
+}
+
 // args: 0 x float32 [T, D], 1 weight [D], 2 y [T, D], 3 D, 4 type of y; reals: 0 eps
 void rms_norm(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch&) {
     const int64_t n = in.args[3];
-    for (int64_t r = begin; r < end; r++) {
-        const float* x = pointer<float>(in, 0) + r * n;
-        if (in.args[4] == ACT_BF16) normalize(x, pointer<float>(in, 1), pointer<bf16>(in, 2) + r * n, n, in.reals[0]);
-        else normalize(x, pointer<float>(in, 1), pointer<float>(in, 2) + r * n, n, in.reals[0]);
-    }
+    for (int64_t r = begin; r < end; r++)
+        normalize_row(pointer<float>(in, 0) + r * n, pointer<float>(in, 1), pointer<char>(in, 2), in.args[4], r, n, in.reals[0]);
 }
 
 template <class A>
@@ -48,44 +64,54 @@ void add_row(const A* x, const float* residual, float* sum, int64_t n) {
     }
 }
 
-// args: 0 x [T, D], 1 residual float32, 2 weight, 3 y, 4 new residual (may be the residual itself), 5 D, 6 type of x, y
+// args: 0 x [T, D], 1 residual float32, 2 weight, 3 y, 4 new residual (may be the residual itself), 5 D, 6 type of x,
+//       7 type of y
 void add_rms_norm(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch&) {
     const int64_t n = in.args[5];
     for (int64_t r = begin; r < end; r++) {
         const float *residual = pointer<float>(in, 1) + r * n, *weight = pointer<float>(in, 2);
         float* sum = pointer<float>(in, 4) + r * n;
-        if (in.args[6] == ACT_BF16) {
-            add_row(pointer<bf16>(in, 0) + r * n, residual, sum, n);
-            normalize(sum, weight, pointer<bf16>(in, 3) + r * n, n, in.reals[0]);
-        } else {
-            add_row(pointer<float>(in, 0) + r * n, residual, sum, n);
-            normalize(sum, weight, pointer<float>(in, 3) + r * n, n, in.reals[0]);
-        }
+        if (in.args[6] == ACT_BF16) add_row(pointer<bf16>(in, 0) + r * n, residual, sum, n);
+        else add_row(pointer<float>(in, 0) + r * n, residual, sum, n);
+        normalize_row(sum, weight, pointer<char>(in, 3), in.args[7], r, n, in.reals[0]);
     }
+}
+
+INLINE __m512 silu_times(__m512 gate, __m512 up) {
+    const __m512 decay = exp2_ps(_mm512_min_ps(_mm512_mul_ps(gate, _mm512_set1_ps(-LOG2E)), _mm512_set1_ps(126.0f)));
+    return _mm512_mul_ps(_mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1.0f), decay)), up);
 }
 
 template <class A>
 void silu_row(const A* gate, const A* up, A* y, int64_t n) {
     for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 mask = tail_mask(n - i);
-        const __m512 g = load_act(gate + i, mask);
-        const __m512 decay = exp2_ps(_mm512_min_ps(_mm512_mul_ps(g, _mm512_set1_ps(-LOG2E)), _mm512_set1_ps(126.0f)));
-        const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(_mm512_set1_ps(1.0f), decay));
-        store_act(y + i, _mm512_mul_ps(silu, load_act(up + i, mask)), mask);
+        store_act(y + i, silu_times(load_act(gate + i, mask), load_act(up + i, mask)), mask);
     }
 }
 
-// args: 0 gate_up [T, 2F], 1 y [T, F], 2 F, 3 activation type
+// bfloat16 to int8 (n a multiple of 32), rounded from float32.
+void silu_row_int8(const bf16* gate, const bf16* up, char* y, int64_t n, __m256i order) {
+    BlockScale* scales = block_scales(y, n);
+    for (int64_t i = 0; i < n; i += 32) {
+        const __m512 low = silu_times(load_act(gate + i, 0xffff), load_act(up + i, 0xffff));
+        const __m512 high = silu_times(load_act(gate + i + 16, 0xffff), load_act(up + i + 16, 0xffff));
+        quantize_block(low, high, y + i, scales[i / 32], order);
+    }
+}
+
+// args: 0 gate_up [T, 2F], 1 y [T, F], 2 F, 3 activation type, 4 type of y: that, or int8
 void silu_mul(const Instruction& in, const Dims&, int64_t begin, int64_t end, Scratch&) {
     const int64_t n = in.args[2];
     for (int64_t r = begin; r < end; r++) {
-        if (in.args[3] == ACT_BF16) {
-            const bf16* gate = pointer<bf16>(in, 0) + 2 * r * n;
-            silu_row(gate, gate + n, pointer<bf16>(in, 1) + r * n, n);
-        } else {
+        if (in.args[3] == ACT_F32) {
             const float* gate = pointer<float>(in, 0) + 2 * r * n;
             silu_row(gate, gate + n, pointer<float>(in, 1) + r * n, n);
+            continue;
         }
+        const bf16* gate = pointer<bf16>(in, 0) + 2 * r * n;
+        if (in.args[4] == ACT_BF16) silu_row(gate, gate + n, pointer<bf16>(in, 1) + r * n, n);
+        else silu_row_int8(gate, gate + n, pointer<char>(in, 1) + r * int8_row_bytes(n), n, level_shuffle(in.args[4] - ACT_INT8));
     }
 }
 
