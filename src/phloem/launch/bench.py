@@ -6,7 +6,7 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -79,6 +79,8 @@ class Workloads:
 
 def bench(arguments: argparse.Namespace) -> int:
     """Run the chosen workloads and print a table; with --json also write the rows."""
+    if arguments.profile:
+        return _profile(arguments)
     chosen = [letter.strip() for letter in arguments.only.split(",") if letter.strip()]
     if unknown := sorted(set(chosen) - set("abcd")):
         raise ConfigError(f"--only {arguments.only!r}: no workload {unknown[0]!r}; choose from a,b,c,d", field="only")
@@ -100,6 +102,16 @@ def bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _profile(arguments: argparse.Namespace) -> int:
+    from phloem.launch import profile  # imports torch
+
+    lines = profile.profile(resolve_options(arguments).config)
+    profile.show(lines)
+    if arguments.json is not None:
+        _write(lines, arguments.json)
+    return 0
+
+
 def _print_table(rows: list[Row]) -> None:
     table = Table("workload", "metric")
     table.add_column("value", justify="right")
@@ -111,8 +123,8 @@ def _print_table(rows: list[Row]) -> None:
     Console().print(table)
 
 
-def _write(rows: list[Row], path: Path) -> None:
+def _write(rows: Sequence[msgspec.Struct], path: Path) -> None:
     try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(list(rows))))
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}", field="json") from error

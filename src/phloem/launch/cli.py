@@ -59,6 +59,7 @@ Measure this engine in process: single stream, prefill, offline throughput and a
 
   phloem bench
   phloem bench --only a,b --dtype bfloat16 --json result.json
+  phloem bench --profile     where the time of a step goes, op by op
 
 bench/ in the repository compares with peers."""
 
@@ -124,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", description=BENCH, help="measure this engine here")
     _add_model_argument(bench)
     bench.add_argument("--only", help="which of a,b,c,d to run (default all)", default="a,b,c,d")
+    bench.add_argument("--profile", action="store_true", help="time single steps op by op instead (CPU)")
     bench.add_argument("--json", metavar="FILE", type=Path, help="write the rows here, too")
     add_options(bench, omit=OFFLINE_OMITS)
     bench.set_defaults(run=_bench)

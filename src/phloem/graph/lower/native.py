@@ -11,8 +11,10 @@ import torch
 from torch import fx
 
 from phloem.graph.capture.inputs import StepDims, StepInputs
+from phloem.graph.cost import StepLoad
 from phloem.graph.ir import ATTENTION_META, spec_of
 from phloem.graph.lower.buffers import place_buffers, resolve
+from phloem.graph.lower.program import OpTime, op_time
 from phloem.graph.ops.contract import Op
 from phloem.kernels.cpu.int8_rows import Int8Rows
 from phloem.kernels.cpu.library import Library, Pool
@@ -52,6 +54,8 @@ class TapeProgram:
             int8_products=int8_products,
         )
         self._logits = emitter.emit(graph)
+        self._spans = emitter.spans
+        self._parameters = parameters
         self._best_ids = torch.empty(max_tokens, dtype=torch.int32)
         self._best_values = torch.empty(max_tokens, dtype=torch.float32)
         self._tape.argmax(self._logits, self._best_ids, self._best_values)
@@ -65,6 +69,15 @@ class TapeProgram:
         """The most likely token of each row of the last run's logits; the lowest id of ties."""
         ids: list[int] = self._best_ids[: dims.num_logits].tolist()
         return ids
+
+    def profile(self, dims: StepDims, load: StepLoad) -> list[OpTime]:
+        """Every op alone, all threads on it."""
+        times = self._tape.profile(Dims(dims.num_tokens, dims.num_logits, dims.num_rows, dims.num_shared))
+        return [op_time(node, sum(times[span]), load=load, stored=self._stored) for node, span in self._spans]
+
+    def _stored(self, name: str) -> int:
+        parameter = self._parameters[name]
+        return parameter.num_bytes if isinstance(parameter, PackedWeight) else parameter.nbytes
 
     def close(self) -> None:
         """End the threads."""
@@ -84,6 +97,7 @@ class _Emitter:
     int8_products: bool
     int8_buffers: list[Int8Rows] = field(default_factory=list)
     quantized: dict[fx.Node, Int8Rows] = field(default_factory=dict)
+    spans: list[tuple[fx.Node, slice]] = field(default_factory=list)  # the instructions of each op
 
     def emit(self, graph: fx.Graph) -> torch.Tensor:
         """Emit every node; returns the buffer of the logits."""
@@ -99,7 +113,9 @@ class _Emitter:
         }
         for node in graph.nodes:
             if isinstance(node.target, Op):
+                first = len(self.tape)
                 rules[node.target.name](node)
+                self.spans.append((node, slice(first, len(self.tape))))
             elif node.op == "output":
                 return self._value(node.args[0])
             else:

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import fx
 
 from phloem.graph.capture.inputs import StepDims, StepInputs
+from phloem.graph.cost import StepLoad, node_cost
+from phloem.graph.ir import target_name
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """One op of one step: what it was, how long it took, and what the cost model says it moved and computed.
+
+    `op` is the op's name, and the parameter's for a linear, without the layer.
+    """
+
+    op: str
+    seconds: float
+    num_bytes: int
+    flops: int
+
+
+def op_time(node: fx.Node, seconds: float, *, load: StepLoad, stored: Callable[[str], int]) -> OpTime:
+    """A node's time beside its cost. `stored(name)` is how many bytes a parameter takes in memory."""
+    cost = node_cost(node, load, stored)
+    parts = [target_name(node)]
+    if parts[0] == "linear":
+        weight = node.all_input_nodes[1]
+        parts.append(".".join(part for part in str(weight.target).split(".")[-3:-1] if not part.isdigit()))
+    return OpTime(" ".join(parts), seconds, cost.num_bytes, cost.flops)
 
 
 class StepProgram(Protocol):
@@ -20,6 +47,9 @@ class StepProgram(Protocol):
 
     def argmax(self, dims: StepDims) -> Sequence[int] | None:
         """The most likely token of each of those rows, where the program has it for free."""
+
+    def profile(self, dims: StepDims, load: StepLoad) -> list[OpTime]:
+        """Run a step op by op and time each. `load` is the same step as the cost model sees it."""
 
     def close(self) -> None:
         """Give back threads and memory."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from phloem.graph.capture.inputs import StepDims, StepInputs
+from phloem.graph.cost import StepLoad
+from phloem.graph.lower.program import OpTime, op_time
 from phloem.graph.ops.contract import Op
 
 
@@ -37,6 +40,9 @@ class ReferenceProgram:
     @torch.inference_mode()
     def run(self, dims: StepDims) -> torch.Tensor:
         """Logits `[num_logits, vocabulary]` float32."""
+        return self._interpret(dims, _call)
+
+    def _interpret(self, dims: StepDims, call: Callable[[fx.Node, Mapping[fx.Node, Any]], Any]) -> torch.Tensor:
         values: dict[fx.Node, Any] = {}
         step_inputs = self.inputs.in_use(dims)
         for node in self._nodes:
@@ -49,10 +55,28 @@ class ReferenceProgram:
                 logits: torch.Tensor = values[node.all_input_nodes[0]]
                 return logits.float()
             else:
-                values[node] = _call(node, values)
+                values[node] = call(node, values)
             for dead in self._last_uses[node]:
                 del values[dead]
         raise AssertionError("the graph has no output")
+
+    @torch.inference_mode()
+    def profile(self, dims: StepDims, load: StepLoad) -> list[OpTime]:
+        """Every op as `run` computes it."""
+        times: list[OpTime] = []
+
+        def timed(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+            began_s = time.perf_counter()
+            result = _call(node, values)
+            if isinstance(node.target, Op):
+                times.append(op_time(node, time.perf_counter() - began_s, load=load, stored=self._stored))
+            return result
+
+        self._interpret(dims, timed)
+        return times
+
+    def _stored(self, name: str) -> int:
+        return self._parameters[name].nbytes
 
     def argmax(self, dims: StepDims) -> Sequence[int] | None:
         """Not known without another pass over the logits."""

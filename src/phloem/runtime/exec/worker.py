@@ -14,7 +14,8 @@ from phloem.core.plan import ALL_LOGITS, NO_LOGITS, StepPlan
 from phloem.core.request import TokenLogprob
 from phloem.core.result import StepResult
 from phloem.graph.capture.inputs import StepDims
-from phloem.graph.lower.program import StepProgram
+from phloem.graph.cost import StepLoad
+from phloem.graph.lower.program import OpTime, StepProgram
 from phloem.memory.pool.kv import KvPool
 from phloem.runtime.exec.inputs import fill_inputs
 from phloem.runtime.exec.rows import RowStore
@@ -59,6 +60,12 @@ class Worker:
         future: Future[StepResult] = Future()
         future.set_result(self._step(plan))  # raises here, as Handle.wait would
         return Handle(future)
+
+    def profile(self, plan: StepPlan, load: StepLoad) -> list[OpTime]:
+        """Compute a plan op by op and time each; nothing is sampled, nor counted as computed, so it may be repeated."""
+        self._rows.apply(plan)
+        dims = fill_inputs(plan=plan, rows=self._rows, inputs=self._program.inputs)
+        return self._program.profile(dims, load)
 
     def close(self) -> None:
         """Finish what was submitted, then give everything back."""
