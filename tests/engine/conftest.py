@@ -38,6 +38,7 @@ class RecordingWorker:
     def __init__(self, worker):
         self.worker = worker
         self.plans = []
+        self.is_warm = True
 
     def submit(self, plan):
         self.plans.append(plan)

@@ -100,7 +100,7 @@ class Watch:
     """Notes the order of submits and waits."""
 
     def __init__(self):
-        self.log, self.worker = [], null_worker()
+        self.log, self.worker, self.is_warm = [], null_worker(), True
 
     def submit(self, plan):
         self.log.append(("submit", plan.step))
@@ -150,6 +150,19 @@ def test_stats_come_at_most_five_times_a_second_and_at_the_end():
     assert stats[-1].num_running == 0
     assert loop.turn() is False
     assert outbox.poll(0.0) == []
+
+
+def test_stats_say_whether_the_worker_is_warm():
+    """Red if /ready would call a worker warm that still captures its steps."""
+    watch, outbox = Watch(), Mailbox()
+    loop = loop_with(worker=watch, outbox=outbox)
+    for is_warm in (False, True):
+        watch.is_warm = is_warm
+        loop._inbox.send([ask(f"warm-{is_warm}", max_tokens=2, ignore_eos=True)])
+        while loop.turn():
+            pass
+        stats = [event for event in outbox.poll(0.0) if isinstance(event, Stats)]
+        assert stats[-1].is_warm is is_warm
 
 
 class Stuck:

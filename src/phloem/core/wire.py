@@ -74,7 +74,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="type"):
 
 
 class Stats(msgspec.Struct, frozen=True, tag="stats", tag_field="type"):
-    """Counters since start and gauges of now, sent at most a few times a second and at idle."""
+    """Counters since start and gauges of now, sent at most a few times a second and at idle. `is_warm`: as in Ready."""
 
     time_s: float
     num_running: int
@@ -89,10 +89,14 @@ class Stats(msgspec.Struct, frozen=True, tag="stats", tag_field="type"):
     generated_tokens: int
     last_step_s: float
     last_step_tokens: int
+    is_warm: bool = True
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="type"):
-    """The engine serves. `stages` are (name, seconds) of its start-up; `memory` is the pool's arithmetic in words."""
+    """The engine serves. `stages` are (name, seconds) of its start-up; `memory` is the pool's arithmetic in words.
+
+    `is_warm` is false while steps are slower than they will be, because what recurs is not captured yet.
+    """
 
     model: str
     max_model_len: int
@@ -100,6 +104,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="type"):
     vocab_size: int
     stages: tuple[tuple[str, float], ...] = ()
     memory: str = ""
+    is_warm: bool = True
 
 
 class Dead(msgspec.Struct, frozen=True, tag="dead", tag_field="type"):

@@ -53,6 +53,7 @@ class Engine:
             vocab_size=self.hands.vocab_size,
             stages=stages,
             memory=f"{self.hands.memory}; {self.hands.backend}",
+            is_warm=self.hands.worker.is_warm,
         )
 
     def close(self) -> None:

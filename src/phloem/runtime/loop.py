@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
+import msgspec
+
 from phloem.core.clock import Clock
 from phloem.core.errors import EngineDead, RequestFailed
 from phloem.core.plan import StepPlan
@@ -26,6 +28,10 @@ class Handle(Protocol):
 class Worker(Protocol):
     """What applies plans, in the order they are submitted. Errors as in `Handle.wait`; whoever raises RequestFailed has
     brought its rows up to date (ends, starts, new pages) first."""
+
+    @property
+    def is_warm(self) -> bool:
+        """False while steps are slower than they will be: what recurs is not captured yet."""
 
     def submit(self, plan: StepPlan) -> Handle:
         """Launch a step and return at once."""
@@ -146,6 +152,6 @@ class Loop:
         now_s = self._clock.now_s()
         if is_due or (events and now_s - self._stats_sent_s >= STATS_INTERVAL_S):
             self._stats_sent_s = now_s
-            events.append(self._scheduler.stats(now_s))
+            events.append(msgspec.structs.replace(self._scheduler.stats(now_s), is_warm=self._worker.is_warm))
         if events:
             self._outbox.send(events)

@@ -100,6 +100,11 @@ class NullWorker:
         self._next_step = 0
         self.num_computed_tokens = 0
 
+    @property
+    def is_warm(self) -> bool:
+        """There is nothing to warm up."""
+        return True
+
     def submit(self, plan: StepPlan) -> NullHandle:
         """Apply a plan. AssertionError naming the row or page if it is not sound."""
         assert plan.step == self._next_step, f"step {plan.step} came after step {self._next_step - 1}"

@@ -102,6 +102,7 @@ class TwinWorker:
     def __init__(self, ours, theirs) -> None:
         self.ours, self.theirs = ours, theirs
         self.plans: list[StepPlan] = []
+        self.is_warm = True
 
     def submit(self, plan: StepPlan) -> TwinHandle:
         self.plans.append(plan)

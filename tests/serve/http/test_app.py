@@ -86,8 +86,11 @@ async def test_before_the_engine_is_ready_health_is_good_and_requests_wait_for_r
     refused = await server.complete()
     assert (refused.status_code, error_of(refused)["code"]) == (503, "overloaded")
     assert int(refused.headers["retry-after"]) > 0
-    server.engine.route(wire.Ready(model="tiny", max_model_len=256, max_prompt_len=255, vocab_size=258))
-    assert (await server.http.get("/ready")).status_code == 200
+    ready = wire.Ready(model="tiny", max_model_len=256, max_prompt_len=255, vocab_size=258, is_warm=False)
+    server.engine.route(ready)
+    assert (await server.http.get("/ready")).json() == {"status": "ready", "steps": "eager"}
+    server.engine.route(wire.Stats(*range(13), is_warm=True))
+    assert (await server.http.get("/ready")).json() == {"status": "ready", "steps": "warm"}
     assert (await server.complete()).status_code == 200
 
 

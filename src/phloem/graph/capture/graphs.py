@@ -32,7 +32,7 @@ class Steps(Protocol):
 
     @property
     def is_warm(self) -> bool:
-        """Whether every bucket that was asked for more than once is captured."""
+        """Whether the last step was a captured one, or nothing is ever captured."""
 
     def run(self, bucket: Bucket) -> StepOutput:
         """Launch a step; the logits are dropped."""
@@ -82,17 +82,20 @@ class CapturedSteps:
         self._graphs: dict[Bucket, _Captured] = {}
         self._seen: set[Bucket] = set()
         self._can_capture = True
+        self._last_was_captured = False
 
     @property
     def is_warm(self) -> bool:
-        return self._seen <= self._graphs.keys() or not self._can_capture
+        return self._last_was_captured or not self._can_capture
 
     def run(self, bucket: Bucket) -> StepOutput:
         captured = self._graphs.get(bucket)
         if captured is None:
             if not self._wants_capture(bucket):
+                self._last_was_captured = False
                 return self._body(bucket)
             captured = self._graphs[bucket] = self._capture(bucket)
+        self._last_was_captured = True
         captured.graph.replay()
         return StepOutput(captured.token_ids, None)
 

@@ -103,6 +103,11 @@ class CudaWorker:
         self._queue = queue
         self._clock = clock
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether the last step was a captured graph: what traffic asks for now is."""
+        return self._step.is_warm
+
     def submit(self, plan: StepPlan) -> Handle:
         """Start one step."""
         began_s = self._clock.now_s()

@@ -60,7 +60,7 @@ class DeviceStep:
 
     @property
     def is_warm(self) -> bool:
-        """Whether every bucket that recurs is captured."""
+        """Whether the last step was a captured one."""
         return self._steps.is_warm
 
     def load_tokens(self, starts: Sequence[RowStart]) -> None:

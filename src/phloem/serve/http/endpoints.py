@@ -163,7 +163,10 @@ class InfoEndpoints:
         return json_response({"status": "ok" if is_alive else "engine dead"}, status=200 if is_alive else 503)
 
     async def ready(self, _: Request) -> Response:
-        """GET /ready: 200 while requests are answered; 503 before the engine is ready, while draining, once it died."""
+        """GET /ready: 200 while requests are answered; 503 before the engine is ready, while draining, once it died.
+
+        With 200 comes whether steps run `warm`, or still `eager`: slower than they will be.
+        """
         client = self._backend.client
         reasons = {
             "engine dead": not client.is_alive,
@@ -171,7 +174,11 @@ class InfoEndpoints:
             "draining": self._admission.is_draining,
         }
         reason = next((name for name, holds in reasons.items() if holds), None)
-        return json_response({"status": reason or "ready"}, status=503 if reason else 200)
+        if reason is not None:
+            return json_response({"status": reason}, status=503)
+        latest = client.stats() or client.engine
+        is_warm = latest is None or latest.is_warm
+        return json_response({"status": "ready", "steps": "warm" if is_warm else "eager"})
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics: Prometheus text."""
