@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,12 +15,7 @@ from phloem.runtime.exec.build_device import DeviceLimits, TritonRowKernels, ste
 from phloem.runtime.exec.queue import HostQueue
 from phloem.runtime.exec.warm import compile_tasks
 from phloem.runtime.sched.build import SchedulerSettings
-
-_path = Path(__file__).parents[2] / "runtime" / "exec" / "twins.py"
-_spec = importlib.util.spec_from_file_location("twins", _path)
-twins = importlib.util.module_from_spec(_spec)
-sys.modules["twins"] = twins
-_spec.loader.exec_module(twins)
+from tests.runtime.exec import twins
 
 SETTINGS = SchedulerSettings(
     num_pages=24, page_size=twins.PAGE_SIZE, max_rows=4, max_step_tokens=32, max_model_len=64, policy="fcfs"

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from tests.runtime.exec import twins
 
 from phloem.core.errors import RequestFailed
 from phloem.core.plan import ALL_LOGITS, LAST_LOGITS, RowStart, StepPlan
 from phloem.core.request import SamplingParams
 from phloem.runtime.exec.cuda_worker import halves
 from phloem.runtime.sched.build import SchedulerSettings
-
-_spec = importlib.util.spec_from_file_location("twins", Path(__file__).with_name("twins.py"))
-twins = importlib.util.module_from_spec(_spec)
-sys.modules["twins"] = twins
-_spec.loader.exec_module(twins)
 
 SETTINGS = SchedulerSettings(
     num_pages=64, page_size=twins.PAGE_SIZE, max_rows=6, max_step_tokens=48, max_model_len=160, eos_token_ids=(2,),

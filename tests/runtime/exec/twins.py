@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from tests.runtime.exec.row_reference import ReferenceRowKernels
 
 from phloem.core.clock import ManualClock
 from phloem.core.plan import StepPlan
@@ -21,7 +22,6 @@ from phloem.runtime.exec.build_device import DeviceLimits, device_worker, eager_
 from phloem.runtime.exec.cuda_worker import CudaWorker
 from phloem.runtime.exec.device_step import RowKernels
 from phloem.runtime.exec.queue import HostQueue
-from phloem.runtime.exec.row_reference import ReferenceRowKernels
 from phloem.runtime.exec.rows import RowStore
 from phloem.runtime.exec.worker import Worker
 from phloem.runtime.loop import Loop

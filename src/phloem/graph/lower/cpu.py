@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import fx
 
 from phloem.core.errors import ConfigError
 from phloem.graph.capture.inputs import StepInputs
 from phloem.graph.checkpoint.checkpoint import Checkpoint
-from phloem.graph.ir import StepGraph, cache_name, spec_of
+from phloem.graph.ir import StepGraph, cache_name
+from phloem.graph.lower.ask import call_of, type_name
 from phloem.graph.lower.native import Parameter, TapeProgram
 from phloem.graph.lower.program import Capture, StepProgram
 from phloem.graph.lower.reference import ReferenceProgram
@@ -30,7 +30,7 @@ from phloem.kernels.cpu.implementations import implementations
 from phloem.kernels.cpu.library import Library, Pool
 from phloem.kernels.cpu.pack import Packer, natural_storage
 from phloem.kernels.registry import Registry
-from phloem.kernels.spec import Call, Implementation, Machine, RawWeight
+from phloem.kernels.spec import Implementation, Machine, RawWeight
 
 QUANTIZED_STORAGE = {"int8": "q8", "int4": "q4"}
 REFERENCE = "reference"
@@ -56,7 +56,7 @@ class NativeTarget:
     def description(self) -> str:
         weights = "as the checkpoint stores them" if self.quantize == "auto" else self.quantize
         has_amx = self.library.uses_amx and self.activation == torch.bfloat16
-        kind = f"{_name(self.activation)} on {'AMX' if has_amx else 'AVX-512'}"
+        kind = f"{type_name(self.activation)} on {'AMX' if has_amx else 'AVX-512'}"
         if self.int8_products:
             kind += ", int8 x quantized weights"
         return f"native tape, {self.pool.num_threads} threads, {kind}, weights {weights}"
@@ -113,7 +113,7 @@ class ReferenceTarget:
 
     @property
     def description(self) -> str:
-        return f"torch references, {_name(self.activation)} (slow: {self.reason})"
+        return f"torch references, {type_name(self.activation)} (slow: {self.reason})"
 
     def load(self, step: StepGraph, checkpoint: Checkpoint) -> Capture:
         """Every parameter as a tensor of the activation type; frequencies stay float32."""
@@ -171,28 +171,9 @@ def refusal(step: StepGraph, *, machine: Machine, activation: torch.dtype, page_
     """Why some op of the graph has no native implementation here, in the registry's words; None if all have."""
     for node in step.graph.nodes:
         if isinstance(node.target, Op):
-            choice = REGISTRY.select(machine, _call(node, step, activation, page_size))
+            # packing finds every weight a storage, so any will do here
+            call = call_of(node, activation=activation, storage="bf16", page_size=page_size)
+            choice = REGISTRY.select(machine, call)
             if choice.chosen is None or choice.chosen.name != NATIVE:
                 return choice.explain()
     return None
-
-
-def _call(node: fx.Node, step: StepGraph, activation: torch.dtype, page_size: int) -> Call:
-    """A node as the registry asks about it. Packing finds every weight a storage, so any will do here."""
-    assert isinstance(node.target, Op)
-    sizes: dict[str, int] = {}
-    if node.target.name in ("rope_kv_write", "paged_attention"):
-        cache = next(source for source in node.all_input_nodes if str(source.target).startswith("kv_cache"))
-        *_, num_kv_heads, head_dim = spec_of(cache).shape
-        width = spec_of(node).shape[-1]
-        assert isinstance(num_kv_heads, int)
-        assert isinstance(head_dim, int)
-        assert isinstance(width, int)
-        sizes = {"page_size": page_size, "head_dim": head_dim}
-        if node.target.name == "paged_attention":
-            sizes["heads_per_kv_head"] = width // (head_dim * num_kv_heads)
-    return Call(node.target.name, _name(activation), storage="bf16", sizes=sizes)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

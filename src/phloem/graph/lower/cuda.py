@@ -15,17 +15,17 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import fx
 
 from phloem.core.errors import ConfigError
 from phloem.graph.checkpoint.checkpoint import Checkpoint
-from phloem.graph.ir import StepGraph, cache_name, spec_of
+from phloem.graph.ir import StepGraph, cache_name
+from phloem.graph.lower.ask import call_of, type_name
 from phloem.graph.lower.device import DeviceProgram, Function
 from phloem.graph.lower.device_weights import load_parameters
 from phloem.graph.ops.contract import Op
 from phloem.graph.ops.vocabulary import LOWERED_OPS
 from phloem.kernels.registry import Registry
-from phloem.kernels.spec import Call, Machine
+from phloem.kernels.spec import Machine
 from phloem.kernels.triton.attention_shape import AttentionShape
 from phloem.kernels.triton.implementations import NAME as TRITON
 from phloem.kernels.triton.implementations import implementations
@@ -87,7 +87,7 @@ def pick_target(step: StepGraph, *, dtype: str, quantize: str, page_size: int) -
         device=torch.device("cuda", torch.cuda.current_device()),
         page_size=page_size,
         functions=_functions(chosen),
-        description=f"{' and '.join(sorted(set(chosen.values())))} kernels, {_name(activation)} on {name}",
+        description=f"{' and '.join(sorted(set(chosen.values())))} kernels, {type_name(activation)} on {name}",
     )
 
 
@@ -99,7 +99,7 @@ def serves(*, dtype: str, quantize: str) -> bool:
 def reference_target(*, activation: torch.dtype, device: torch.device, page_size: int) -> CudaTarget:
     """Plain torch, op by op: needs no GPU, and waits for one at every attention."""
     functions: dict[str, Function] = {**LOWERED_OPS, "paged_attention": _reference_attention}
-    return CudaTarget(activation, device, page_size, functions, f"torch references, {_name(activation)}")
+    return CudaTarget(activation, device, page_size, functions, f"torch references, {type_name(activation)}")
 
 
 def choose(step: StepGraph, *, machine: Machine, activation: torch.dtype, page_size: int) -> Mapping[str, str]:
@@ -107,7 +107,8 @@ def choose(step: StepGraph, *, machine: Machine, activation: torch.dtype, page_s
     chosen: dict[str, str] = {}
     for node in step.graph.nodes:
         if isinstance(node.target, Op):
-            choice = REGISTRY.select(machine, _call(node, activation, page_size))
+            call = call_of(node, activation=activation, storage=type_name(activation), page_size=page_size)
+            choice = REGISTRY.select(machine, call)
             if choice.chosen is None:
                 raise ConfigError(f"this model cannot run on the GPU: {choice.explain()}", field="device")
             before = chosen.setdefault(node.target.name, choice.chosen.name)
@@ -130,24 +131,3 @@ def _functions(chosen: Mapping[str, str]) -> Mapping[str, Function]:
 def _reference_attention(*arguments: Any, shape: AttentionShape) -> torch.Tensor:
     out: torch.Tensor = LOWERED_OPS["paged_attention"](*arguments)
     return out
-
-
-def _call(node: fx.Node, activation: torch.dtype, page_size: int) -> Call:
-    """A node as the registry asks about it."""
-    assert isinstance(node.target, Op)
-    sizes: dict[str, int] = {}
-    if node.target.name in ("rope_kv_write", "paged_attention"):
-        cache = next(source for source in node.all_input_nodes if str(source.target).startswith("kv_cache"))
-        *_, num_kv_heads, head_dim = spec_of(cache).shape
-        width = spec_of(node).shape[-1]
-        assert isinstance(num_kv_heads, int)
-        assert isinstance(head_dim, int)
-        assert isinstance(width, int)
-        sizes = {"page_size": page_size, "head_dim": head_dim}
-        if node.target.name == "paged_attention":
-            sizes["heads_per_kv_head"] = width // (head_dim * num_kv_heads)
-    return Call(node.target.name, _name(activation), storage=_name(activation), sizes=sizes)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
