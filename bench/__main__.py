@@ -24,6 +24,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the named workloads; 0 when every one of ours was measured."""
     if arguments[:1] == ["serve"]:
         return serve.main(arguments[1:])
+    if arguments[:1] == ["programs"]:
+        from bench.programs import measure
+
+        return measure.main(arguments[1:])
     options = _parse(arguments)
     wanted = list(NAMES) if "all" in options.workloads else list(dict.fromkeys(options.workloads))
     if unknown := [name for name in wanted if name not in NAMES]:

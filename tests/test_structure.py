@@ -21,11 +21,11 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_CLASS_LINES = 400, 60, 300
 BANNED_NAMES = {"utils", "util", "common", "helpers", "helper", "managers", "manager", "misc"}
 
 TORCH_FREE = ("phloem", "phloem.core", "phloem.runtime.sched", "phloem.runtime.loop", "phloem.runtime.mailbox",
-              "phloem.memory.ledger", "phloem.serve", "phloem.lang", "phloem.launch.cli",
-              "phloem.launch.serve")  # fmt: skip
+              "phloem.runtime.grammar", "phloem.memory.ledger", "phloem.serve", "phloem.lang",
+              "phloem.launch.cli", "phloem.launch.serve")  # fmt: skip
 
 OPTIONS = (
-    "model served_model_name dtype quantize chat_template max_model_len seed "
+    "model served_model_name dtype quantize chat_template tool_format reasoning_format max_model_len seed "
     "device threads memory_gb page_size "
     "policy max_running max_step_tokens max_queue overlap prefix_cache "
     "host port api_key max_body_mb drain_timeout_s log_level record"

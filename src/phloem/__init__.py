@@ -6,6 +6,8 @@
         for output in llm.generate(["The capital of France is"], SamplingParams(temperature=0, max_tokens=8)):
             print(output.text)
 
+Structured generation: `@program` functions, run by `LLM.run` (docs/lang.md).
+
 `LLM(model)` takes what `phloem serve --model` takes; its options are the fields of `Config`. Every error is a
 `PhloemError`: a `CallerError` is yours to fix, a `RequestFailed` concerns one request, an `EngineDead` all of them.
 Names are imported when they are first used, so that importing this package costs nothing.
@@ -27,14 +29,41 @@ if TYPE_CHECKING:
         PhloemError,
         RequestFailed,
     )
-    from phloem.core.request import SamplingParams, TokenLogprob
+    from phloem.core.request import Constraint, SamplingParams, TokenLogprob
+    from phloem.lang.api import assistant, commutable, gen, image, program, select, system, user
+    from phloem.lang.endpoint import EndpointEngine
+    from phloem.lang.errors import LimitExceeded, ProgramError, TraceError
+    from phloem.lang.events import Delta, ProgramResult, Value
+    from phloem.lang.limits import ProgramLimits
+    from phloem.lang.prepare import RunOptions, run_on
+    from phloem.lang.trace import part
     from phloem.launch.offline import LLM
     from phloem.launch.outputs import CompletionOutput, RequestOutput
 
 _HOMES = {
+    "program": "phloem.lang.api",
+    "part": "phloem.lang.trace",
+    "gen": "phloem.lang.api",
+    "select": "phloem.lang.api",
+    "commutable": "phloem.lang.api",
+    "system": "phloem.lang.api",
+    "user": "phloem.lang.api",
+    "assistant": "phloem.lang.api",
+    "image": "phloem.lang.api",
+    "RunOptions": "phloem.lang.prepare",
+    "run_on": "phloem.lang.prepare",
+    "ProgramLimits": "phloem.lang.limits",
+    "ProgramResult": "phloem.lang.events",
+    "Delta": "phloem.lang.events",
+    "Value": "phloem.lang.events",
+    "EndpointEngine": "phloem.lang.endpoint",
+    "ProgramError": "phloem.lang.errors",
+    "TraceError": "phloem.lang.errors",
+    "LimitExceeded": "phloem.lang.errors",
     "LLM": "phloem.launch.offline",
     "CompletionOutput": "phloem.launch.outputs",
     "RequestOutput": "phloem.launch.outputs",
+    "Constraint": "phloem.core.request",
     "SamplingParams": "phloem.core.request",
     "TokenLogprob": "phloem.core.request",
     "Config": "phloem.core.config",
@@ -53,14 +82,34 @@ __all__ = [
     "CompletionOutput",
     "Config",
     "ConfigError",
+    "Constraint",
+    "Delta",
+    "EndpointEngine",
     "EngineDead",
     "InvalidRequest",
+    "LimitExceeded",
     "ModelError",
     "PhloemError",
+    "ProgramError",
+    "ProgramLimits",
+    "ProgramResult",
     "RequestFailed",
     "RequestOutput",
+    "RunOptions",
     "SamplingParams",
     "TokenLogprob",
+    "TraceError",
+    "Value",
+    "assistant",
+    "commutable",
+    "gen",
+    "image",
+    "part",
+    "program",
+    "run_on",
+    "select",
+    "system",
+    "user",
 ]
 
 

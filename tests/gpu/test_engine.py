@@ -12,6 +12,7 @@ from phloem.core.plan import ALL_LOGITS, RowStart, StepPlan
 from phloem.core.request import SamplingParams
 from phloem.core.wire import Finished, Submit, Tokens
 from phloem.models.catalog import define_dummy
+from phloem.runtime.grammar.grammars import Grammars, no_vocabulary
 from phloem.runtime.loop import Loop
 from phloem.runtime.mailbox import Mailbox
 from phloem.runtime.sched.build import SchedulerSettings, make_scheduler
@@ -37,6 +38,7 @@ def gpu_worker(model: str, *, captures: bool):
         overlap_depth=1,
         report=lambda stage, seconds: None,
         captures=captures,
+        grammars=Grammars(no_vocabulary),
         **LIMITS,
     )
 

@@ -15,11 +15,14 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from phloem.core import wire
 from phloem.core.clock import MonotonicClock
+from phloem.core.errors import InvalidRequest
+from phloem.core.request import Constraint
 from phloem.serve.client import FakeEngineClient
 from phloem.serve.http.admission import Admission
 from phloem.serve.http.app import Limits, create_app
 from phloem.serve.observe.metrics import Metrics
 from phloem.serve.text.chat import ChatTemplate
+from phloem.serve.text.formats.choose import choose_formats
 from phloem.serve.text.pieces import BYTE_ALPHABET
 from phloem.serve.text.tokenizer import Tokenizer
 
@@ -89,11 +92,28 @@ def chat_template(tokenizer: Tokenizer) -> ChatTemplate:
     return ChatTemplate(tokenizer, {"default": TEMPLATE})
 
 
+class Trials:
+    """Refuses constraints whose text holds "refused"; remembers all."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Constraint, str]] = []
+
+    async def check(self, constraint: Constraint, *, field: str) -> None:
+        self.seen.append((constraint, field))
+        if "refused" in constraint.text:
+            raise InvalidRequest(f"{field}: refused", field=field)
+
+
+@pytest.fixture(scope="module")
+def constraints() -> Trials:
+    return Trials()
+
+
 @pytest.fixture
-async def serve(
-    tokenizer: Tokenizer, chat_template: ChatTemplate, anyio_backend: str
-) -> AsyncIterator[Callable[..., Server]]:
-    """make(says=..., step_s=..., ready=..., max_queue=..., limits=...) -> Server. Choice i says says[i], then ends."""
+async def serve(tokenizer: Tokenizer, constraints: Trials, anyio_backend: str) -> AsyncIterator[Callable[..., Server]]:
+    """make(says=..., step_s=..., ready=..., max_queue=..., limits=..., template=..., formats=...) -> Server.
+
+    Choice i says says[i], then ends."""
     made: list[Server] = []
 
     def make(
@@ -102,21 +122,26 @@ async def serve(
         max_queue: int = 64,
         limits: Limits | None = None,
         says: Sequence[str] | None = None,
+        template: str = TEMPLATE,
+        formats: dict[str, str] | None = None,
         **engine_options: Any,
     ) -> Server:
         if says is not None:
             engine_options["script"] = lambda _, choice: [*says[choice].encode(), IM_END]
         engine = FakeEngineClient(ready=ready, end_ids=frozenset({IM_END}), **engine_options)
+        chat = ChatTemplate(tokenizer, {"default": template})
         metrics, admission = Metrics(model_name="tiny"), Admission(max_queue=max_queue)
         app = create_app(
             client=engine,
             tokenizer=tokenizer,
-            chat_template=chat_template,
+            chat_template=chat,
             model_name="tiny",
             limits=limits or Limits(),
             metrics=metrics,
             clock=MonotonicClock(),
             admission=admission,
+            constraints=constraints,
+            formats=choose_formats(chat, tokenizer, **(formats or {})),
         )
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         http = httpx.AsyncClient(transport=transport, base_url="http://test")

@@ -10,6 +10,10 @@ from msgspec import Meta
 Dtype = Literal["auto", "bfloat16", "float32"]
 Quantize = Literal["auto", "none", "int8", "int4"]
 Policy = Literal["fcfs", "lpm", "priority"]
+ToolFormatName = Literal[
+    "auto", "none", "hermes", "llama3", "mistral", "mistral-v11", "deepseek", "deepseek-v3.1"
+]  # fmt: skip
+ReasoningFormatName = Literal["auto", "none", "think", "mistral"]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,6 +33,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     chat_template: Annotated[str | None, Meta(description="file with a Jinja chat template; default: the model's")] = (
         None
     )
+    tool_format: Annotated[
+        ToolFormatName, Meta(description="how the model writes tool calls; auto: as its chat template does")
+    ] = "auto"
+    reasoning_format: Annotated[
+        ReasoningFormatName, Meta(description="how the model sets reasoning apart; auto: as its chat template does")
+    ] = "auto"
     max_model_len: Annotated[
         Annotated[int, Meta(ge=2)] | None, Meta(description="longest context in tokens; default: the model's")
     ] = None

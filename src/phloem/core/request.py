@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+ConstraintKind = Literal["json_schema", "json_object", "regex", "choice", "grammar", "structural"]
+
+
+class Constraint(msgspec.Struct, frozen=True, array_like=True):
+    """What the generated text has to match, from its first token to its end token.
+
+    `text` by `kind`: json_schema: the schema as JSON; json_object: empty; regex: a regular expression (Rust's syntax);
+    choice: a JSON list of strings; grammar: a Lark grammar; structural: a Lark grammar written by a format's spec,
+    which may name the tokenizer's special tokens.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the tokens of one request are chosen. Defaults are the identity: plain sampling at temperature 1.
 
     `top_k` 0 and `top_p` 1 mean off. `logprobs` is the number of alternatives reported per generated token (0: only the
-    chosen one; None: nothing), `prompt_logprobs` the same for the prompt. `stop` is matched on text by the front end;
-    `stop_token_ids` and the model's end tokens by the engine. Penalties follow the OpenAI API (presence, frequency:
-    generated tokens only) and the CTRL paper, section 4.1 (repetition: prompt and generated tokens).
+    chosen one; None: nothing), `prompt_logprobs` the same for the prompt, from its entry `prompt_logprobs_start` on
+    (entry 0 belongs to the second token): what comes before may be taken from the prefix cache. `stop` is matched on
+    text by the front end; `stop_token_ids` and the model's end tokens by the engine. Penalties follow the OpenAI API
+    (presence, frequency: generated tokens only) and the CTRL paper, section 4.1 (repetition: prompt and generated ones).
     """
 
     max_tokens: int = 16
@@ -31,8 +48,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    constraint: Constraint | None = None
 
     @property
     def is_greedy(self) -> bool:

@@ -22,6 +22,7 @@ Phloem serves large language models, on a two-core CPU or a rack of GPUs.
   phloem generate "The capital of France is"  continue a text and print it
   phloem models                               what is known and what is on this machine
   phloem graph default                        what one step computes, before and after each pass
+  phloem program show FILE                    a structured program, before and after each pass
   phloem bench                                how fast it is here
 
 `phloem COMMAND --help` explains every option of a command."""
@@ -68,6 +69,13 @@ Print the model's graph before and after each pass, with bytes and FLOPs an op. 
 
   phloem graph default
   phloem graph dummy:llama-3.2-1b"""
+
+PROGRAM = """\
+Show a structured-generation program: its nodes as traced, and after each pass that changes something.
+
+  phloem program show judge.py
+  phloem program show judge.py --name judge --pass parallel
+  phloem program show judge.json --format mermaid        # or svg, json"""
 
 MODELS = """\
 List the models that are known by name and those in the cache folder, or fetch one.
@@ -135,6 +143,15 @@ def parser() -> argparse.ArgumentParser:
     graph.add_argument("--pass", dest="only", metavar="NAME", help="print the graph after this pass only")
     graph.add_argument("--full", action="store_true", help="every node, not one layer's")
     graph.set_defaults(run=_graph)
+
+    program = commands.add_parser("program", description=PROGRAM, help="show a structured program")
+    program.add_argument("action", choices=("show",), metavar="show")
+    program.add_argument("file", metavar="FILE", help="a .py file with a @program function, or the IR as .json")
+    program.add_argument("--name", help="which of the file's programs")
+    program.add_argument("--pass", dest="only", metavar="NAME", help="print the program after this pass only")
+    program.add_argument("--format", choices=("text", "mermaid", "svg", "json"), default="text", metavar="FORM",
+                         help="text (default), mermaid, svg or json")  # fmt: skip
+    program.set_defaults(run=_program)
 
     models = commands.add_parser("models", description=MODELS, help="list or fetch models")
     models.add_argument("action", nargs="?", choices=("list", "fetch"), default="list", metavar="list|fetch")
@@ -213,6 +230,12 @@ def _graph(arguments: argparse.Namespace) -> int:
     from phloem.launch import show
 
     return show.graph(arguments.model, only=arguments.only, full=arguments.full)
+
+
+def _program(arguments: argparse.Namespace) -> int:
+    from phloem.launch import program_file
+
+    return program_file.show(arguments.file, name=arguments.name, only=arguments.only, form=arguments.format)
 
 
 def _models(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import uvicorn
 
 from phloem.core.clock import MonotonicClock
 from phloem.core.config import Config
+from phloem.launch.constraints import ConstraintTrials
 from phloem.launch.models import ModelLocation
 from phloem.launch.order import Order
 from phloem.launch.text import load_text_of
@@ -17,6 +18,8 @@ from phloem.serve.client import ZmqEngineClient
 from phloem.serve.http.admission import Admission
 from phloem.serve.http.app import Limits, create_app
 from phloem.serve.observe.metrics import Metrics
+from phloem.serve.programs.service import ProgramSettings
+from phloem.serve.text.formats.choose import choose_formats
 
 HTTP_STOP_S = 2
 """For answers that are still being written when the server stops."""
@@ -32,6 +35,7 @@ class Front:
     admission: Admission
     http: HttpServer
     can_chat: bool
+    constraints: ConstraintTrials
 
 
 class HttpServer(uvicorn.Server):
@@ -49,6 +53,7 @@ def build_front(*, config: Config, order: Order, location: ModelLocation) -> Fro
     clock = MonotonicClock()
     client = ZmqEngineClient(commands_address=order.commands_address, events_address=order.events_address)
     admission = Admission(max_queue=config.max_queue)
+    constraints = ConstraintTrials(text.tokenizer)
     app = create_app(
         client=client,
         tokenizer=text.tokenizer,
@@ -58,6 +63,11 @@ def build_front(*, config: Config, order: Order, location: ModelLocation) -> Fro
         metrics=Metrics(model_name=order.name),
         clock=clock,
         admission=admission,
+        constraints=constraints,
+        programs=ProgramSettings(max_parallel=config.max_running, tokens_per_page=config.page_size),
+        formats=choose_formats(
+            text.chat, text.tokenizer, tool_format=config.tool_format, reasoning_format=config.reasoning_format
+        ),
     )
     http = HttpServer(
         uvicorn.Config(
@@ -70,4 +80,4 @@ def build_front(*, config: Config, order: Order, location: ModelLocation) -> Fro
             timeout_graceful_shutdown=HTTP_STOP_S,
         )
     )
-    return Front(client=client, admission=admission, http=http, can_chat=text.chat.available)
+    return Front(client=client, admission=admission, http=http, can_chat=text.chat.available, constraints=constraints)

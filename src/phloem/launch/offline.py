@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, cast
 
 import msgspec
 
 from phloem.core import wire
 from phloem.core.errors import EngineDead, InvalidRequest
-from phloem.core.request import SamplingParams
+from phloem.core.request import Constraint, SamplingParams
 from phloem.core.resolve import resolve
+from phloem.lang.events import Event, ProgramResult
+from phloem.lang.prepare import AnyProgram, RunOptions
 from phloem.launch import models
+from phloem.launch.constraints import ConstraintTrials
+from phloem.launch.inprocess import InProcessRequests
 from phloem.launch.interrupt import deferred_interrupt
 from phloem.launch.outputs import OpenRequest, RequestOutput
+from phloem.launch.programs import ProgramRunner
 from phloem.launch.progress import Progress
 from phloem.launch.stages import Stages
 from phloem.launch.text import load_text_of
 from phloem.launch.wiring import build_engine
 from phloem.runtime.mailbox import Mailbox
+from phloem.serve.openai.constraints import constrained
 from phloem.serve.openai.errors import failure_of
 from phloem.serve.openai.params import ModelLimits, check_token_ids, fit_context, num_logprobs, sampling_params
 from phloem.serve.openai.requests import SamplingFields
+
+IDLE_WAIT_S = 0.02
+"""For a request whose grammar is being compiled, when nothing else is to be done."""
+
+DEFAULT_OPTIONS = RunOptions()
 
 Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 
@@ -56,6 +67,7 @@ class LLM:
         self._events: Mailbox[wire.Event] = Mailbox()
         with self.stages.stage("load tokenizer"):
             self._text = load_text_of(location, chat_template=config.chat_template)
+        self._constraints = ConstraintTrials(self._text.tokenizer)
         source = location.path if location.path is not None else location.name
         self._engine = build_engine(
             config=config, source=source, inbox=self._commands, outbox=self._events, stages=self.stages
@@ -68,6 +80,14 @@ class LLM:
             max_model_len=ready.max_model_len, max_prompt_len=ready.max_prompt_len, vocab_size=ready.vocab_size
         )
         self._numbers = itertools.count()
+        self._programs = ProgramRunner(
+            requests=self._program_requests,
+            text=self._text,
+            limits=self._limits,
+            max_parallel=config.max_running,
+            tokens_per_page=config.page_size,
+            check_constraint=lambda constraint, place: self._constraints.check(constraint, field=place),
+        )
         self._stats: wire.Stats | None = None
         self._is_closed = False
 
@@ -81,6 +101,7 @@ class LLM:
         """Free the model's memory. The object cannot be used afterwards; closing twice is harmless."""
         if not self._is_closed:
             self._is_closed = True
+            self._constraints.close()
             self._engine.close()
 
     def generate(
@@ -116,6 +137,25 @@ class LLM:
         conversations = cast(Sequence[Sequence[dict[str, Any]]], [messages] if is_single else messages)
         encoded = [self._text.chat.encode(list(conversation)) for conversation in conversations]
         return self.generate(encoded, params, progress=progress)
+
+    def run(self, program: AnyProgram, /, options: RunOptions = DEFAULT_OPTIONS, **arguments: Any) -> ProgramResult:
+        """Run a program (`@program`, its IR or its JSON) with these arguments. ProgramError names what is wrong."""
+        return self._programs.run(program, arguments, options)
+
+    def run_batch(
+        self,
+        program: AnyProgram,
+        arguments: Sequence[Mapping[str, Any]],
+        options: RunOptions = DEFAULT_OPTIONS,
+    ) -> list[ProgramResult]:
+        """Run a program once for each of `arguments`, all at once; results in that order."""
+        return self._programs.run_batch(program, arguments, options)
+
+    def run_stream(
+        self, program: AnyProgram, /, options: RunOptions = DEFAULT_OPTIONS, **arguments: Any
+    ) -> Iterator[Event]:
+        """Run a program: its variables as they are produced, its ProgramResult at last. Closing early frees all."""
+        return self._programs.stream(program, arguments, options)
 
     def stats(self) -> wire.Stats | None:
         """The engine's counters as of its last idle moment; None before the first request."""
@@ -167,6 +207,8 @@ class LLM:
                 limits=self._limits,
                 field=f"prompts[{index}]",
             )
+            if checked.constraint is not None:
+                self._constraints.check_now(checked.constraint, field="constraint")
             request_id = f"offline-{next(self._numbers)}"
             requests.append(
                 OpenRequest(request_id=request_id, prompt=prompt, sampling=checked, tokenizer=self._text.tokenizer)
@@ -204,9 +246,22 @@ class LLM:
             case _:
                 pass
 
-    def _turn(self) -> None:
+    def _program_requests(self) -> InProcessRequests:
+        if self._is_closed:
+            raise EngineDead("this LLM was closed; make a new one")
+        return InProcessRequests(
+            send=self._commands.send,
+            poll=lambda: self._events.poll(0.0),
+            turn=self._turn,
+            on_stats=self._note_stats,
+        )
+
+    def _note_stats(self, stats: wire.Stats) -> None:
+        self._stats = stats
+
+    def _turn(self) -> bool:
         with deferred_interrupt():
-            self._engine.loop.turn()
+            return self._engine.loop.turn(IDLE_WAIT_S)
 
     def _abandon(self, request_ids: Sequence[str]) -> None:
         self._commands.send([wire.Abort(request_id) for request_id in request_ids])
@@ -237,7 +292,13 @@ def check_params(params: SamplingParams, limits: ModelLimits) -> SamplingParams:
         limits=limits,
     )
     prompt_logprobs = num_logprobs(counts.prompt_logprobs, field="prompt_logprobs")
-    return msgspec.structs.replace(checked, prompt_logprobs=prompt_logprobs)
+    checked = msgspec.structs.replace(checked, prompt_logprobs=prompt_logprobs)
+    constraint = params.constraint
+    if constraint is None:
+        return checked
+    if not isinstance(constraint, Constraint):
+        raise InvalidRequest(f"constraint: a Constraint is wanted, not {type(constraint).__name__}", field="constraint")
+    return constrained(checked, constraint, field="constraint")
 
 
 class _Counts(msgspec.Struct, frozen=True):

@@ -15,14 +15,34 @@ from phloem.core.errors import ConfigError
 from phloem.core.resolve import Resolved, resolve
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "model": ("model", "served_model_name", "dtype", "quantize", "chat_template", "max_model_len", "seed"),
+    "model": (
+        "model",
+        "served_model_name",
+        "dtype",
+        "quantize",
+        "chat_template",
+        "tool_format",
+        "reasoning_format",
+        "max_model_len",
+        "seed",
+    ),
     "machine": ("device", "threads", "memory_gb", "page_size"),
     "scheduling": ("policy", "max_running", "max_step_tokens", "max_queue", "overlap", "prefix_cache"),
     "server": ("host", "port", "api_key", "max_body_mb", "drain_timeout_s", "log_level", "record"),
 }
 """Where each option stands in `--help`; a test compares it with the fields of Config."""
 
-OFFLINE_OMITS = ("served_model_name", "max_queue", "host", "port", "api_key", "max_body_mb", "drain_timeout_s")
+OFFLINE_OMITS = (
+    "served_model_name",
+    "tool_format",
+    "reasoning_format",
+    "max_queue",
+    "host",
+    "port",
+    "api_key",
+    "max_body_mb",
+    "drain_timeout_s",
+)
 """Options that mean nothing without a server."""
 
 

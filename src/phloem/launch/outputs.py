@@ -6,7 +6,7 @@ import msgspec
 
 from phloem.core import wire
 from phloem.core.request import SamplingParams, TokenLogprob
-from phloem.serve.openai.generation import Choice
+from phloem.serve.openai.generation import Choice, parts_of
 from phloem.serve.text.detokenizer import Detokenizer
 from phloem.serve.text.stop import StopStrings
 from phloem.serve.text.tokenizer import Tokenizer
@@ -74,10 +74,14 @@ class OpenRequest:
         """(new text of that choice, whether a stop string has just ended it)."""
         self._prompt_logprobs.extend(event.prompt_logprobs)
         choice = self._choices[event.choice]
-        if choice.is_finished:
-            return "", False
-        self.num_generated += len(event.token_ids)
-        return choice.advance(event)
+        texts, has_stopped = [], False
+        for part in parts_of(event, self._sampling):
+            if choice.is_finished:
+                break
+            self.num_generated += len(part.token_ids)
+            text, has_stopped = choice.advance(part)
+            texts.append(text)
+        return "".join(texts), has_stopped
 
     def finish(self, event: wire.Finished) -> None:
         """The engine is done."""

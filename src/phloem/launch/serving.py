@@ -59,6 +59,7 @@ class Serving:
             return exit_code
         finally:
             self._engine.kill()
+            self._front.constraints.close()
             await self._front.client.close()
 
     def _on_signal(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from phloem.launch.models import ModelLocation
 from phloem.models.dummy import dummy_checkpoint
-from phloem.serve.text.load import TextModel, load_text
+from phloem.serve.text.load import TextModel, load_text, load_tokenizer
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NUM_PRINTABLE = 94
@@ -30,6 +30,13 @@ def load_text_of(location: ModelLocation, *, chat_template: str | None = None) -
     with tempfile.TemporaryDirectory(prefix="phloem-dummy-") as folder:
         write_byte_tokenizer(Path(folder), vocab_size=dummy_vocab_size(location.name))
         return load_text(Path(folder), chat_template=chat_template)
+
+
+def tokenizer_json_of(source: Path | str) -> str:
+    """The tokenizer.json of the model at a path, or of dummy:<name>."""
+    if isinstance(source, Path):
+        return load_tokenizer(source).to_json()
+    return load_text_of(ModelLocation(name=source, kind="dummy")).tokenizer.to_json()
 
 
 def dummy_vocab_size(name: str) -> int:

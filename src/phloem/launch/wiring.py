@@ -11,7 +11,10 @@ from phloem.core.clock import MonotonicClock
 from phloem.core.config import Config
 from phloem.core.errors import ConfigError
 from phloem.launch.stages import Stages
-from phloem.launch.text import BYTE_VOCAB_SIZE, END_ID, NUM_PRINTABLE
+from phloem.launch.text import BYTE_VOCAB_SIZE, END_ID, NUM_PRINTABLE, tokenizer_json_of
+from phloem.runtime.grammar.gate import GrammarGate
+from phloem.runtime.grammar.grammars import Grammars
+from phloem.runtime.grammar.vocabulary import Vocabulary
 from phloem.runtime.loop import Inbox, Loop, Outbox, Worker
 from phloem.runtime.null import NullWorker, hash_chooser
 from phloem.runtime.record import Recorder, RecordingScheduler
@@ -33,6 +36,7 @@ class Hands:
     memory: str
     backend: str
     overlap_depth: int
+    grammars: Grammars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +89,7 @@ def build_engine(*, config: Config, source: Path | str, inbox: Inbox, outbox: Ou
     loop = Loop(
         scheduler=decider,
         worker=hands.worker,
-        inbox=inbox,
+        inbox=GrammarGate(inbox=inbox, outbox=outbox, grammars=hands.grammars),
         outbox=outbox,
         clock=clock,
         depth=hands.overlap_depth,
@@ -124,6 +128,7 @@ def build_hands(config: Config, source: Path | str, *, stages: Stages) -> Hands:
         max_step_tokens=config.max_step_tokens,
         overlap_depth=overlap_depth(config),
         report=stages.report,
+        tokenizer_json=lambda: tokenizer_json_of(source),
     )
     return Hands(
         worker=built.worker,
@@ -134,12 +139,14 @@ def build_hands(config: Config, source: Path | str, *, stages: Stages) -> Hands:
         memory=built.memory,
         backend=built.backend,
         overlap_depth=built.overlap_depth,
+        grammars=built.grammars,
     )
 
 
 def null_hands(config: Config) -> Hands:
     """A worker without a model, for trying the server: it needs no torch and no memory."""
     choose = hash_chooser(vocab_size=NUM_PRINTABLE)  # readable nonsense, which never ends by itself
+    grammars = Grammars(lambda: Vocabulary(tokenizer_json_of(NULL_MODEL), BYTE_VOCAB_SIZE, (END_ID,)))
     worker = NullWorker(
         num_pages=NULL_PAGES,
         page_size=config.page_size,
@@ -147,6 +154,7 @@ def null_hands(config: Config) -> Hands:
         choose=choose,
         step_s=NULL_STEP_S,
         verify=False,
+        grammars=grammars,
     )
     return Hands(
         worker=worker,
@@ -157,4 +165,5 @@ def null_hands(config: Config) -> Hands:
         memory=f"KV cache: {NULL_PAGES:,} pages of nothing",
         backend="null worker",
         overlap_depth=overlap_depth(config) or 0,
+        grammars=grammars,
     )

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from phloem.core.plan import ALL_LOGITS, LAST_LOGITS, RowStart, StepPlan
-from phloem.core.request import TokenLogprob
+from phloem.core.request import Constraint, TokenLogprob
 from phloem.core.result import StepResult
+from phloem.runtime.grammar.matcher import Matcher
 from phloem.runtime.sched.seeds import mix
 
 EMPTY = -1
@@ -26,13 +28,21 @@ Choose = Callable[["NullRow"], int]
 """The next token of a row whose known tokens are all computed."""
 
 
+class Grammars(Protocol):
+    """Where rows with a constraint get their matchers."""
+
+    def matcher(self, constraint: Constraint, generated: Sequence[int] = ()) -> Matcher:
+        """One that has seen `generated`."""
+
+
 class NullRow:
     """One row of the worker's row store."""
 
-    __slots__ = ("capacity", "num_computed", "num_prompt", "pages", "start", "tokens")
+    __slots__ = ("capacity", "matcher", "num_computed", "num_prompt", "pages", "start", "tokens")
 
-    def __init__(self, start: RowStart) -> None:
+    def __init__(self, start: RowStart, *, matcher: Matcher | None = None) -> None:
         self.start = start
+        self.matcher = matcher
         self.tokens = list(start.token_ids)
         self.num_prompt = start.num_prompt_tokens
         self.num_computed = start.num_computed
@@ -87,6 +97,7 @@ class NullWorker:
         choose: Choose,
         step_s: float = 0.0,
         verify: bool = True,
+        grammars: Grammars | None = None,
     ) -> None:
         self._page_size = page_size
         self._num_pages = num_pages
@@ -94,6 +105,7 @@ class NullWorker:
         self._choose = choose
         self._step_s = step_s
         self._verify = verify
+        self._grammars = grammars
         self._rows: dict[int, NullRow] = {}
         self._slot_tokens = np.full((num_pages, page_size), EMPTY, np.int64)
         self._slot_positions = np.full((num_pages, page_size), EMPTY, np.int64)
@@ -137,7 +149,11 @@ class NullWorker:
         assert 0 <= start.row < self._max_rows, f"row {start.row} does not exist"
         assert 0 <= start.num_computed < len(start.token_ids), f"row {start.row} starts with nothing to compute"
         self._valid(start.pages)
-        self._rows[start.row] = NullRow(start)
+        matcher = None
+        if (constraint := start.sampling.constraint) is not None:
+            assert self._grammars is not None, "a constraint, but no grammars"
+            matcher = self._grammars.matcher(constraint, start.token_ids[start.num_prompt_tokens :])
+        self._rows[start.row] = NullRow(start, matcher=matcher)
 
     def _valid(self, pages: tuple[int, ...]) -> tuple[int, ...]:
         assert all(0 <= page < self._num_pages for page in pages), f"no such page in {pages}"
@@ -163,10 +179,10 @@ class NullWorker:
             if logits == ALL_LOGITS:
                 prompt_logprobs.append((row_id, self._prompt_logprobs(row, first)))
             if logits >= LAST_LOGITS and row.num_computed == len(row.tokens):
-                token = self._choose(row)
-                row.tokens.append(token)
+                token, *forced = self._sample(row)
+                row.tokens += (token, *forced)
                 rows.append(row_id)
-                tokens.append((token,))
+                tokens.append((token, *forced))
                 logprobs.append(() if row.start.sampling.logprobs is None else (_logprob(token),))
         return StepResult(
             step=plan.step,
@@ -176,6 +192,19 @@ class NullWorker:
             prompt_logprobs=tuple(prompt_logprobs),
             elapsed_s=self._step_s,
         )
+
+    def _sample(self, row: NullRow) -> list[int]:
+        """The next token, and those that a constraint forces after it. What a constraint allows is chosen from by the
+        token that would have been chosen without it."""
+        token, matcher, sampling = self._choose(row), row.matcher, row.start.sampling
+        if matcher is None:
+            return [token]
+        allowed = np.flatnonzero(np.unpackbits(matcher.mask().view(np.uint8), bitorder="little"))
+        assert allowed.size, f"no token may follow: {matcher.fault}"
+        token = int(allowed[token % allowed.size])
+        matcher.accept(token)
+        may_force = 0 if sampling.logprobs is not None else sampling.max_tokens - row.num_generated - 1
+        return [token, *matcher.force(may_force)]
 
     def _write(self, plan: StepPlan) -> None:
         """Write every row's new tokens, then see that no page was written by two rows."""

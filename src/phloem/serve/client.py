@@ -303,7 +303,7 @@ class FakeEngineClient:
         request_id, sampling = submit.request_id, submit.sampling
         scripts = {choice: list(self._script(submit, choice)) for choice in range(sampling.n)}
         position = 0
-        prompt_logprobs = _fake_logprobs(submit.prompt[1:], sampling.prompt_logprobs)
+        prompt_logprobs = _fake_logprobs(submit.prompt[1 + sampling.prompt_logprobs_start :], sampling.prompt_logprobs)
         while scripts:
             await asyncio.sleep(self._step_s)
             for choice, script in list(scripts.items()):

@@ -10,8 +10,11 @@ from tests.runtime.exec import twins
 
 from phloem.core.errors import RequestFailed
 from phloem.core.plan import ALL_LOGITS, LAST_LOGITS, RowStart, StepPlan
-from phloem.core.request import SamplingParams
+from phloem.core.request import Constraint, SamplingParams
+from phloem.launch.text import dummy_vocab_size, tokenizer_json_of
 from phloem.runtime.exec.cuda_worker import halves
+from phloem.runtime.grammar.grammars import Grammars
+from phloem.runtime.grammar.vocabulary import Vocabulary
 from phloem.runtime.sched.build import SchedulerSettings
 
 SETTINGS = SchedulerSettings(
@@ -76,6 +79,32 @@ def test_shared_prefixes_copied_pages_and_several_choices(depth: int) -> None:
     assert any(plan.copies for plan in worker.plans)
     assert any(plan.shared for plan in worker.plans)
     assert len({tuple(tokens["0", choice]) for choice in range(3)}) == 3
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_constrained_rows_beside_others(depth: int) -> None:
+    """Red when forced tokens do not reach the device in order, the mirror counts them wrongly, or a mask is not applied
+    there: each result is compared with the CPU worker's, and the texts with their expressions."""
+    grammars = Grammars(lambda: Vocabulary(tokenizer_json_of(twins.MODEL), dummy_vocab_size(twins.MODEL), (2,)))
+    expression = Constraint("regex", "(yes, certainly|no, never)([ab]{3} and then [01]{2})?")
+    kinds = [
+        SamplingParams(temperature=1.2, seed=4, max_tokens=60, constraint=expression),
+        SamplingParams(temperature=0.8, seed=5, max_tokens=20, ignore_eos=True),
+        SamplingParams(temperature=0, max_tokens=7, constraint=expression),
+        SamplingParams(temperature=1.2, seed=4, max_tokens=60, constraint=expression, logprobs=1),
+    ]
+    requests = list(zip(prompts(6, [30, 17, 5, 30]), kinds))
+    requests[3] = (requests[0][0], kinds[3])
+    few = settings(num_pages=14)
+    worker = twins.TwinWorker(
+        twins.host_device_worker(few, grammars=grammars), twins.cpu_worker(few, grammars=grammars)
+    )
+    tokens, _ = twins.run(worker, few, requests, depth=depth)
+    assert tokens["0", 0] == tokens["3", 0], "taken at once or one by one"
+    assert tokens["0", 0][-1] == 2
+    assert len(tokens["1", 0]) == 20
+    assert len(tokens["2", 0]) == 7
+    assert max(max(plan.num_tokens, default=0) for plan in worker.plans[3:]) > 3, "forced tokens come several at once"
 
 
 @pytest.mark.parametrize("depth", [0, 1])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
 from phloem.core.clock import ManualClock
 from phloem.core.errors import RequestFailed
 from phloem.core.plan import ALL_LOGITS, LAST_LOGITS, NO_LOGITS, RowStart, StepPlan
-from phloem.core.request import SamplingParams
+from phloem.core.request import Constraint, SamplingParams
 from phloem.graph.capture.inputs import StepDims, StepInputs, StepLimits
 from phloem.memory.pool.kv import KvPool
 from phloem.memory.spec import FullAttention
@@ -49,7 +51,7 @@ def make(overlap_depth: int = 0) -> tuple[Worker, NextTokenProgram]:
     return Worker(program=program, pool=pool, rows=rows, clock=ManualClock(), overlap_depth=overlap_depth), program
 
 
-def begin(row: int, tokens: tuple[int, ...], **params: int) -> RowStart:
+def begin(row: int, tokens: tuple[int, ...], **params: object) -> RowStart:
     sampling = SamplingParams(temperature=0, **params)  # type: ignore[arg-type]
     return RowStart(row, row, tokens, len(tokens), 0, (2 * row, 2 * row + 1), sampling, 0)
 
@@ -98,3 +100,75 @@ def test_a_defect_fails_its_step_and_no_more() -> None:
 def test_an_empty_plan_has_a_result() -> None:
     worker, _ = make()
     assert worker.submit(StepPlan(step=7, ends=(2,))).wait().step == 7
+
+
+class OddTokens:
+    """A matcher that allows odd tokens, and forces 41 and 43 after 39."""
+
+    fault: str | None = None
+
+    def __init__(self) -> None:
+        self.is_asked = threading.Event()
+        self.last = 0
+
+    def mask(self) -> np.ndarray:
+        self.is_asked.set()
+        return np.full(2, 0xAAAAAAAA, dtype=np.uint32).view(np.int32)
+
+    def accept(self, token: int) -> None:
+        self.last = token
+
+    def force(self, max_tokens: int) -> list[int]:
+        return [41, 43][:max_tokens] if self.last == 39 else []
+
+
+class OneGrammar:
+    """Everybody's matcher is the same."""
+
+    def __init__(self) -> None:
+        self.only = OddTokens()
+
+    def matcher(self, constraint: Constraint, generated: Sequence[int] = ()) -> OddTokens:
+        return self.only
+
+
+def test_masks_are_computed_while_the_model_runs() -> None:
+    """Red when a step waits for masks before or after its forward pass, a mask is applied to a row without a
+    constraint, or forced tokens are not known to the next step."""
+    worker, program = make()
+    grammars = OneGrammar()
+    worker._rows._grammars = grammars
+    compute = program.run
+
+    def run(dims: StepDims) -> torch.Tensor:
+        assert grammars.only.is_asked.wait(5), "nobody computes the mask meanwhile"
+        return compute(dims)
+
+    program.run = run  # type: ignore[method-assign]
+    constrained = begin(1, (3, 38), constraint=Constraint("regex", "x"), max_tokens=9)
+    plan = StepPlan(
+        step=0,
+        starts=(begin(0, (5, 6)), constrained),
+        rows=(0, 1),
+        num_tokens=(2, 2),
+        logits=(LAST_LOGITS, LAST_LOGITS),
+    )
+    result = worker.submit(plan).wait()
+    assert result.tokens == ((7,), (39, 41, 43))
+    result = worker.submit(StepPlan(step=1, rows=(1,), num_tokens=(3,), logits=(LAST_LOGITS,))).wait()
+    assert result.tokens == ((1,),), "44 is even: the lowest of the allowed ones is taken"
+    worker.close()
+
+
+def test_a_matcher_that_fails_fails_its_row_alone() -> None:
+    """Red when a grammar that cannot go on fails a whole step, or its row goes on without it."""
+    worker, _ = make()
+    grammars = OneGrammar()
+    grammars.only.fault = "too complex"
+    worker._rows._grammars = grammars
+    starts = (begin(0, (5, 6)), begin(1, (3, 38), constraint=Constraint("regex", "x")))
+    plan = StepPlan(step=0, starts=starts, rows=(0, 1), num_tokens=(2, 2), logits=(LAST_LOGITS, LAST_LOGITS))
+    result = worker.submit(plan).wait()
+    assert (result.rows, result.tokens) == ((0,), ((7,),))
+    assert result.failed == ((1, "the constraint cannot be followed any further: too complex"),)
+    worker.close()

@@ -23,6 +23,7 @@ from phloem.runtime.exec.cuda_worker import CudaWorker
 from phloem.runtime.exec.device_step import RowKernels
 from phloem.runtime.exec.queue import HostQueue
 from phloem.runtime.exec.rows import RowStore
+from phloem.runtime.exec.sampling.state import Grammars
 from phloem.runtime.exec.worker import Worker
 from phloem.runtime.loop import Loop
 from phloem.runtime.mailbox import Mailbox
@@ -34,7 +35,7 @@ HOST = torch.device("cpu")
 NUMBERS = 1e-4  # nats: how far reported log-probabilities may be apart; batches of other sizes round differently
 
 
-def cpu_worker(settings: SchedulerSettings) -> Worker:
+def cpu_worker(settings: SchedulerSettings, *, grammars: Grammars | None = None) -> Worker:
     definition = define_dummy(MODEL)
     step = compile_graph(definition)
     target = ReferenceTarget(activation=torch.float32, page_size=PAGE_SIZE, reason="a test")
@@ -49,12 +50,17 @@ def cpu_worker(settings: SchedulerSettings) -> Worker:
         page_size=PAGE_SIZE,
         vocab_size=definition.vocab_size,
         end_token_ids=settings.eos_token_ids,
+        grammars=grammars,
     )
     return Worker(program=program, pool=pool, rows=rows, clock=ManualClock(), overlap_depth=0)
 
 
 def host_device_worker(
-    settings: SchedulerSettings, *, target: CudaTarget | None = None, kernels: RowKernels | None = None
+    settings: SchedulerSettings,
+    *,
+    target: CudaTarget | None = None,
+    kernels: RowKernels | None = None,
+    grammars: Grammars | None = None,
 ) -> CudaWorker:
     """The device worker on the host. The references write padding, whose slot is -1, to the last page: one more."""
     definition = define_dummy(MODEL)
@@ -78,6 +84,7 @@ def host_device_worker(
         vocab_size=definition.vocab_size,
         end_token_ids=settings.eos_token_ids,
         clock=ManualClock(),
+        grammars=grammars,
     )
 
 

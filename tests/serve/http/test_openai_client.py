@@ -19,6 +19,7 @@ from phloem.serve.client import FakeEngineClient
 from phloem.serve.http.admission import Admission
 from phloem.serve.http.app import Limits, create_app
 from phloem.serve.observe.metrics import Metrics
+from phloem.serve.text.formats.choose import choose_formats
 
 IM_END = 257
 READY = wire.Ready(model="tiny", max_model_len=256, max_prompt_len=255, vocab_size=258)
@@ -57,7 +58,7 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(tokenizer, chat_template) -> Iterator[Running]:
+def running(tokenizer, chat_template, constraints) -> Iterator[Running]:
     engine = FakeEngineClient(
         ready=READY,
         script=lambda _, choice: [*TEXTS[choice].encode(), IM_END],
@@ -73,6 +74,8 @@ def running(tokenizer, chat_template) -> Iterator[Running]:
         metrics=Metrics(model_name="tiny"),
         clock=MonotonicClock(),
         admission=Admission(max_queue=8),
+        constraints=constraints,
+        formats=choose_formats(chat_template, tokenizer),
     )
     running = Running(app, engine)
     yield running

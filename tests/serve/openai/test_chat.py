@@ -126,9 +126,9 @@ async def test_newer_name_of_max_tokens_wins(serve):
         ({"messages": HI, "max_tokens": 10**9}, "max_tokens"),
         ({"messages": HI, "top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"messages": HI, "top_logprobs": 2}, "top_logprobs"),
-        ({"messages": HI, "tools": [{"type": "function"}]}, "tools"),
         ({"messages": HI, "functions": [{}]}, "functions"),
-        ({"messages": HI, "response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": HI, "response_format": {"type": "telepathy"}}, "response_format"),
+        ({"messages": HI, "regex": "refused"}, "regex"),
         ({"messages": HI, "chat_template": "x"}, "chat_template"),
         (
             {"messages": HI, "continue_final_message": True, "add_generation_prompt": True},

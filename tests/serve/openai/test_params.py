@@ -8,7 +8,7 @@ from phloem.core.errors import ContextLengthExceeded, InvalidRequest
 from phloem.core.request import SamplingParams
 from phloem.serve.openai import params
 from phloem.serve.openai.params import ModelLimits
-from phloem.serve.openai.requests import CompletionRequest, ResponseFormat, StreamOptions
+from phloem.serve.openai.requests import CompletionRequest, StreamOptions
 
 LIMITS = ModelLimits(max_model_len=100, max_prompt_len=99, vocab_size=50)
 HUGE = 10**40
@@ -65,9 +65,10 @@ def judged(max_tokens: int | None = None, default: int | None = 16, **fields) ->
         {"stop_token_ids": [-1]},
         {"stop_token_ids": [1] * 257},
         {"suffix": "x"},
-        {"guided_json": {"type": "object"}},
+        {"guided_json": "{"},
+        {"guided_choice": []},
         {"use_beam_search": True},
-        {"response_format": ResponseFormat(type="json_object")},
+        {"response_format": {"type": "telepathy"}},
         {"stream_options": StreamOptions(include_usage=True)},
     ],
     ids=lambda fields: str(fields)[:40],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ from phloem.runtime.exec.build_cuda import build_on_cuda
 from phloem.runtime.exec.built import BuiltWorker, Report, built, timed
 from phloem.runtime.exec.rows import RowStore
 from phloem.runtime.exec.worker import Worker
+from phloem.runtime.grammar.grammars import Grammars, no_vocabulary
+from phloem.runtime.grammar.vocabulary import Vocabulary
 
 UNQUANTIZED_BITS = {"F32": 32, "F16": 16, "BF16": 16}
 QUANTIZED_BITS = {"int8": 8, "int4": 4}
@@ -42,16 +45,19 @@ def build_worker(
     max_step_tokens: int,
     overlap_depth: int | None,
     report: Report,
+    tokenizer_json: Callable[[], str] | None = None,
 ) -> BuiltWorker:
     """Everything between a checkpoint (a path, or "dummy:<name>") and a worker; CallerErrors name what to change.
 
     `device` "auto" is the GPU where torch finds one and it serves these options. `overlap_depth` None: 1 there, 0 on
-    a CPU, where planning and computing share the cores.
+    a CPU, where planning and computing share the cores. `tokenizer_json` is called when the first constraint comes;
+    without it none can be served.
     """
     num_threads = _num_threads(threads)
     torch.set_num_threads(num_threads)
     with timed("open checkpoint", report):
         definition = _define(model, max_model_len)
+    grammars = _grammars(definition, tokenizer_json)
     if device == "cuda" or (device == "auto" and cuda.serves(dtype=dtype, quantize=quantize)):
         return build_on_cuda(
             definition,
@@ -64,6 +70,7 @@ def build_worker(
             max_step_tokens=max_step_tokens,
             overlap_depth=1 if overlap_depth is None else overlap_depth,
             report=report,
+            grammars=grammars,
         )
     return _build_on_cpu(
         definition,
@@ -77,6 +84,7 @@ def build_worker(
         max_step_tokens=max_step_tokens,
         overlap_depth=overlap_depth or 0,
         report=report,
+        grammars=grammars,
     )
 
 
@@ -93,6 +101,7 @@ def _build_on_cpu(
     max_step_tokens: int,
     overlap_depth: int,
     report: Report,
+    grammars: Grammars,
 ) -> BuiltWorker:
     _expect_room(definition, quantize=quantize, free_bytes=free_host_bytes())
     with timed("build graph", report):
@@ -121,9 +130,15 @@ def _build_on_cpu(
     with timed("capture", report):
         inputs = StepInputs(StepLimits(max_step_tokens, max_running, budget.pages_per_sequence))
         program = capture(caches=pool.layers, inputs=inputs)
-    rows = _rows(definition, budget, page_size=page_size, max_running=max_running)
+    rows = _rows(definition, budget, page_size=page_size, max_running=max_running, grammars=grammars)
     worker = Worker(program=program, pool=pool, rows=rows, clock=MonotonicClock(), overlap_depth=overlap_depth)
-    return built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth)
+    return built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth, grammars=grammars)
+
+
+def _grammars(definition: ModelDefinition, tokenizer_json: Callable[[], str] | None) -> Grammars:
+    if tokenizer_json is None:
+        return Grammars(no_vocabulary)
+    return Grammars(lambda: Vocabulary(tokenizer_json(), definition.vocab_size, definition.eos_ids))
 
 
 def _num_threads(threads: int | None) -> int:
@@ -135,13 +150,16 @@ def _num_threads(threads: int | None) -> int:
     return threads or available
 
 
-def _rows(definition: ModelDefinition, budget: PageBudget, *, page_size: int, max_running: int) -> RowStore:
+def _rows(
+    definition: ModelDefinition, budget: PageBudget, *, page_size: int, max_running: int, grammars: Grammars
+) -> RowStore:
     return RowStore(
         max_rows=max_running,
         max_model_len=budget.max_model_len,
         page_size=page_size,
         vocab_size=definition.vocab_size,
         end_token_ids=definition.eos_ids,
+        grammars=grammars,
     )
 
 

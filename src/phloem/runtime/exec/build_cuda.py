@@ -15,7 +15,7 @@ from phloem.core.errors import ConfigError
 from phloem.graph.compile import compile_graph
 from phloem.graph.ir import StepGraph
 from phloem.graph.lower.cuda import CudaTarget, DeviceCapture, pick_target
-from phloem.memory.budget import solve_pages
+from phloem.memory.budget import DeviceBytes, PageBudget, solve_pages
 from phloem.memory.pool.kv import KvPool
 from phloem.models.definition import ModelDefinition
 from phloem.runtime.exec.build_device import (
@@ -31,6 +31,7 @@ from phloem.runtime.exec.built import BuiltWorker, Report, built, timed
 from phloem.runtime.exec.device_step import RowKernels
 from phloem.runtime.exec.queue import CudaQueue
 from phloem.runtime.exec.warm import NUM_COMPILERS, compile_tasks
+from phloem.runtime.grammar.grammars import Grammars
 
 
 def build_on_cuda(
@@ -45,6 +46,7 @@ def build_on_cuda(
     max_step_tokens: int,
     overlap_depth: int,
     report: Report,
+    grammars: Grammars,
     captures: bool = True,
 ) -> BuiltWorker:
     """From a definition to a worker on the GPU; CallerErrors name what to change. `captures` off: no CUDA graphs."""
@@ -63,21 +65,8 @@ def build_on_cuda(
     with timed("measure a step", report):
         memory = measure(capture, target, layers=definition.layers, limits=limits, queue=queue)
     with timed("KV pool", report):
-        budget = solve_pages(
-            layers=definition.layers,
-            page_size=page_size,
-            bytes_per_element=target.activation.itemsize,
-            model_context=definition.max_context,
-            max_model_len=max_model_len,
-            max_running=max_running,
-            free_bytes=memory.for_cache,
-            memory_gb=memory_gb,
-            free_fraction=1.0,
-        )
-        pool = KvPool(
-            layers=step.layers, num_pages=budget.num_pages, page_size=page_size,
-            dtype=target.activation, device=target.device,
-        )  # fmt: skip
+        budget, pool = _pool(step, target, memory, limits=limits, max_model_len=max_model_len, memory_gb=memory_gb,
+                             model_context=definition.max_context)  # fmt: skip
     worker = device_worker(
         program=capture(caches=pool.layers),
         pool=pool,
@@ -88,10 +77,13 @@ def build_on_cuda(
         vocab_size=definition.vocab_size,
         end_token_ids=definition.eos_ids,
         clock=MonotonicClock(),
+        grammars=grammars,
     )
     torch.cuda.synchronize()  # steps run on another stream than made all this
-    budget = msgspec.structs.replace(budget, arithmetic=f"{memory.arithmetic}; {budget.arithmetic}")
-    return built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth)
+    in_words = msgspec.structs.replace(budget, arithmetic=f"{memory.arithmetic}; {budget.arithmetic}")
+    return built(
+        worker, definition, in_words, backend=target.description, overlap_depth=overlap_depth, grammars=grammars
+    )
 
 
 def _load(
@@ -121,6 +113,38 @@ def _load(
         for future in compiled:
             future.result()
     return capture
+
+
+def _pool(
+    step: StepGraph,
+    target: CudaTarget,
+    memory: DeviceBytes,
+    *,
+    limits: DeviceLimits,
+    model_context: int,
+    max_model_len: int | None,
+    memory_gb: float | None,
+) -> tuple[PageBudget, KvPool]:
+    """As many pages as the measured memory leaves room for."""
+    budget = solve_pages(
+        layers=step.layers,
+        page_size=limits.page_size,
+        bytes_per_element=target.activation.itemsize,
+        model_context=model_context,
+        max_model_len=max_model_len,
+        max_running=limits.max_rows,
+        free_bytes=memory.for_cache,
+        memory_gb=memory_gb,
+        free_fraction=1.0,
+    )
+    pool = KvPool(
+        layers=step.layers,
+        num_pages=budget.num_pages,
+        page_size=limits.page_size,
+        dtype=target.activation,
+        device=target.device,
+    )
+    return budget, pool
 
 
 def expect_room(step: StepGraph, target: CudaTarget, model: Path, *, free_bytes: int) -> None:

@@ -20,6 +20,7 @@ from phloem.runtime.exec.cuda_worker import CudaWorker
 from phloem.runtime.exec.device_rows import RowMirror, num_device_rows
 from phloem.runtime.exec.device_step import DeviceStep, RowKernels, cut
 from phloem.runtime.exec.queue import CudaQueue, Queue
+from phloem.runtime.exec.sampling.state import Grammars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,7 @@ def device_worker(
     vocab_size: int,
     end_token_ids: tuple[int, ...],
     clock: Clock,
+    grammars: Grammars | None = None,
 ) -> CudaWorker:
     """The worker around a program whose caches are `pool`'s."""
     device = pool.layers[0].device
@@ -96,7 +98,7 @@ def device_worker(
         buckets=limits.buckets,
         make_steps=make_steps,
     )
-    mirror = RowMirror(max_rows=limits.max_rows, vocab_size=vocab_size, end_token_ids=end_token_ids)
+    mirror = RowMirror(max_rows=limits.max_rows, vocab_size=vocab_size, end_token_ids=end_token_ids, grammars=grammars)
     return CudaWorker(step=step, pool=pool, mirror=mirror, queue=queue, clock=clock)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from phloem.memory.budget import PageBudget
 from phloem.models.definition import ModelDefinition
+from phloem.runtime.grammar.grammars import Grammars
 from phloem.runtime.loop import Worker as AnyWorker
 
 Report = Callable[[str, float], None]
@@ -18,7 +19,8 @@ Report = Callable[[str, float], None]
 @dataclass(frozen=True)
 class BuiltWorker:
     """A worker and what the scheduler and the front end must know of it. `memory` is the pool's arithmetic in words,
-    `backend` what runs the model, `overlap_depth` how many steps may be planned ahead."""
+    `backend` what runs the model, `overlap_depth` how many steps may be planned ahead, `grammars` what compiles the
+    constraints of its rows."""
 
     worker: AnyWorker
     num_pages: int
@@ -28,10 +30,17 @@ class BuiltWorker:
     memory: str
     backend: str
     overlap_depth: int
+    grammars: Grammars
 
 
 def built(
-    worker: AnyWorker, definition: ModelDefinition, budget: PageBudget, *, backend: str, overlap_depth: int
+    worker: AnyWorker,
+    definition: ModelDefinition,
+    budget: PageBudget,
+    *,
+    backend: str,
+    overlap_depth: int,
+    grammars: Grammars,
 ) -> BuiltWorker:
     """A worker with what its definition and its memory say."""
     return BuiltWorker(
@@ -43,6 +52,7 @@ def built(
         memory=budget.arithmetic,
         backend=backend,
         overlap_depth=overlap_depth,
+        grammars=grammars,
     )
 
 

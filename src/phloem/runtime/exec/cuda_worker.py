@@ -37,7 +37,7 @@ _log = logging.getLogger("phloem.exec")
 class HostChoices:
     """What was decided on the host about rows of one launch, by device row."""
 
-    tokens: dict[int, int] = field(default_factory=dict)
+    tokens: dict[int, tuple[int, ...]] = field(default_factory=dict)
     logprobs: dict[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
     scored: list[tuple[int, tuple[TokenLogprob, ...]]] = field(default_factory=list)
     failed: list[tuple[int, str]] = field(default_factory=list)
@@ -63,17 +63,17 @@ class Handle:
 
     def wait(self) -> StepResult:
         """Block until the step is done. Errors of the device surface here."""
-        tokens: dict[int, int] = {}
+        tokens: dict[int, tuple[int, ...]] = {}
         logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
         scored: list[tuple[int, tuple[TokenLogprob, ...]]] = []
         failed: list[tuple[int, str]] = []
         for launch in self._launches:
             batch = launch.batch
             drawn = launch.token_ids.wait()[batch.lines[batch.draws]]
-            tokens.update(zip(batch.rows[batch.draws].tolist(), drawn.tolist()))
+            tokens.update(zip(batch.rows[batch.draws].tolist(), ((token,) for token in drawn.tolist())))
             if drawn.size and drawn.min() < 0:
-                failed += [(row, NOT_FINITE) for row, token in tokens.items() if token < 0]
-                tokens = {row: token for row, token in tokens.items() if token >= 0}
+                failed += [(row, NOT_FINITE) for row, (token, *_) in tokens.items() if token < 0]
+                tokens = {row: each for row, each in tokens.items() if each[0] >= 0}
             if (chosen := launch.chosen) is not None:
                 tokens |= chosen.tokens
                 logprobs |= chosen.logprobs
@@ -85,7 +85,7 @@ class Handle:
         return StepResult(
             step=self._plan.step,
             rows=rows,
-            tokens=tuple((tokens[row],) for row in rows),
+            tokens=tuple(tokens[row] for row in rows),
             logprobs=tuple(logprobs.get(row, ()) for row in rows) if any(logprobs.values()) else (),
             prompt_logprobs=tuple(scored),
             failed=tuple(failed),
@@ -178,12 +178,13 @@ class CudaWorker:
                 chosen.failed.append((row, bad[place]))
                 continue
             host.state.append(drawn.tokens[place])
-            chosen.tokens[row] = drawn.tokens[place]
+            chosen.tokens[row] = (drawn.tokens[place], *host.state.force())
             if drawn.logprobs:
                 chosen.logprobs[row] = drawn.logprobs[place]
-        if chosen.tokens:
-            self._step.append(list(chosen.tokens), list(chosen.tokens.values()))
-            self._mirror.append(np.asarray(list(chosen.tokens), dtype=np.int32))
+        for place in range(max(map(len, chosen.tokens.values()), default=0)):
+            rows = [row for row, tokens in chosen.tokens.items() if len(tokens) > place]
+            self._step.append(rows, [chosen.tokens[row][place] for row in rows])
+            self._mirror.append(np.asarray(rows, dtype=np.int32))
         return chosen
 
     def _score_prompts(self, plan: StepPlan, batch: Batch, logits: torch.Tensor, chosen: HostChoices) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from phloem.core.plan import RowStart, StepPlan
 from phloem.core.request import SamplingParams
 from phloem.kernels.triton.packed import PAGE_WORDS, START_WORDS, sampling_words, start_words
-from phloem.runtime.exec.sampling.state import SamplingState
+from phloem.runtime.exec.sampling.state import Grammars, SamplingState
 
 IntArray = npt.NDArray[np.int32]
 
@@ -43,9 +43,12 @@ class RowMirror:
     when everything submitted has run; `truncates` [rows] says whose distribution is cut (top-k, top-p, min-p). The last
     row is a spare one that no plan names: it knows and computes nothing."""
 
-    def __init__(self, *, max_rows: int, vocab_size: int, end_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self, *, max_rows: int, vocab_size: int, end_token_ids: tuple[int, ...], grammars: Grammars | None = None
+    ) -> None:
         self._vocab_size = vocab_size
         self._end_token_ids = end_token_ids
+        self._grammars = grammars
         self.spare_row = max_rows
         num_rows = num_device_rows(max_rows)
         self.known: IntArray = np.zeros(num_rows, dtype=np.int32)
@@ -112,7 +115,9 @@ class RowMirror:
             sampling=words,
         )
         if needs_host(params):
-            state = SamplingState.start(start, vocab_size=self._vocab_size, end_token_ids=self._end_token_ids)
+            state = SamplingState.start(
+                start, vocab_size=self._vocab_size, end_token_ids=self._end_token_ids, grammars=self._grammars
+            )
             self._on_host[row] = HostRow(start.token_ids[: start.num_prompt_tokens], state)
 
     def _add_pages(self, added: Sequence[tuple[int, tuple[int, ...]]]) -> IntArray:
@@ -138,4 +143,5 @@ def needs_host(params: SamplingParams) -> bool:
     """
     reports = params.logprobs is not None or params.prompt_logprobs is not None
     penalises = params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-    return reports or penalises or bool(params.logit_bias) or params.min_tokens > 0
+    changes = bool(params.logit_bias) or params.min_tokens > 0 or params.constraint is not None
+    return reports or penalises or changes

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phloem.core.plan import RowStart, StepPlan
-from phloem.runtime.exec.sampling.state import SamplingState
+from phloem.runtime.exec.sampling.state import Grammars, SamplingState
 
 IntArray = npt.NDArray[np.int32]
 
@@ -21,12 +21,20 @@ class RowStore:
     """
 
     def __init__(
-        self, *, max_rows: int, max_model_len: int, page_size: int, vocab_size: int, end_token_ids: tuple[int, ...]
+        self,
+        *,
+        max_rows: int,
+        max_model_len: int,
+        page_size: int,
+        vocab_size: int,
+        end_token_ids: tuple[int, ...],
+        grammars: Grammars | None = None,
     ) -> None:
         max_pages = -(-max_model_len // page_size) + 1
         self.page_size = page_size
         self._vocab_size = vocab_size
         self._end_token_ids = end_token_ids
+        self._grammars = grammars
         self.tokens: IntArray = np.zeros((max_rows, max_model_len + 1), dtype=np.int32)  # [rows, tokens]
         self.block_table: IntArray = np.zeros((max_rows, max_pages), dtype=np.int32)  # [rows, pages]
         self.known: IntArray = np.zeros(max_rows, dtype=np.int32)  # [rows]
@@ -48,11 +56,16 @@ class RowStore:
         """Count the tokens that a step has computed."""
         self.computed[rows] += num_tokens
 
-    def append(self, row: int, token: int) -> None:
-        """A sampled token becomes known."""
-        self.tokens[row, self.known[row]] = token
-        self.known[row] += 1
-        self.sampling(row).append(token)
+    def append(self, row: int, token: int) -> tuple[int, ...]:
+        """A sampled token becomes known, and with it those that its constraint leaves no choice about. Returns them
+        all."""
+        state = self.sampling(row)
+        state.append(token)
+        tokens = (token, *state.force())[: self.tokens.shape[1] - int(self.known[row])]
+        known = int(self.known[row]) + len(tokens)
+        self.tokens[row, known - len(tokens) : known] = tokens
+        self.known[row] = known
+        return tokens
 
     def sampling(self, row: int) -> SamplingState:
         """The sampling state of a row that has started and not ended."""
@@ -68,7 +81,9 @@ class RowStore:
         self.num_prompt[row] = start.num_prompt_tokens
         self.num_pages[row] = 0
         self._add_pages(row, start.pages)
-        self._sampling[row] = SamplingState.start(start, vocab_size=self._vocab_size, end_token_ids=self._end_token_ids)
+        self._sampling[row] = SamplingState.start(
+            start, vocab_size=self._vocab_size, end_token_ids=self._end_token_ids, grammars=self._grammars
+        )
 
     def _add_pages(self, row: int, pages: Sequence[int]) -> None:
         first = self.num_pages[row]

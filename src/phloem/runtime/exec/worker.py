@@ -21,6 +21,8 @@ from phloem.runtime.exec.inputs import fill_inputs
 from phloem.runtime.exec.rows import RowStore
 from phloem.runtime.exec.sampling.logprobs import prompt_logprobs
 from phloem.runtime.exec.sampling.sample import sample
+from phloem.runtime.grammar.masks import MaskThread
+from phloem.runtime.grammar.matcher import BitRow, Matcher
 
 STEP_ERRORS = (ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError)
 """What a defect in one step may raise. Its requests fail; rows and pages are as the plan says, so others go on."""
@@ -51,6 +53,7 @@ class Worker:
         self._pool = pool
         self._rows = rows
         self._clock = clock
+        self._masks = MaskThread()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="phloem-step") if overlap_depth else None
 
     @property
@@ -76,6 +79,7 @@ class Worker:
         """Finish what was submitted, then give everything back."""
         if self._thread is not None:
             self._thread.shutdown()
+        self._masks.close()
         self._program.close()
 
     def _step(self, plan: StepPlan) -> StepResult:
@@ -93,11 +97,27 @@ class Worker:
     def _compute(self, plan: StepPlan, began_s: float) -> StepResult:
         """The rows of `plan` are up to date: run the model over them, then look at what came out."""
         dims = fill_inputs(plan=plan, rows=self._rows, inputs=self._program.inputs)
-        logits = self._program.run(dims)
+        under_way = self._masks.start(self._matchers(plan))
+        try:
+            logits = self._program.run(dims)
+        finally:
+            masks = {row: future.result() for row, future in under_way.items()}
         self._rows.advance(np.asarray(plan.rows), np.asarray(plan.num_tokens))
-        return self._observe(plan, dims, logits, began_s)
+        return self._observe(plan, dims, logits, masks, began_s)
 
-    def _observe(self, plan: StepPlan, dims: StepDims, logits: torch.Tensor, began_s: float) -> StepResult:
+    def _matchers(self, plan: StepPlan) -> dict[int, Matcher]:
+        """Of the rows that will sample under a constraint."""
+        found: dict[int, Matcher] = {}
+        for row, count, flag in zip(plan.rows, plan.num_tokens, plan.logits, strict=True):
+            matcher = self._rows.sampling(row).matcher
+            samples = flag != NO_LOGITS and self._rows.computed[row] + count == self._rows.known[row]
+            if matcher is not None and samples:
+                found[row] = matcher
+        return found
+
+    def _observe(
+        self, plan: StepPlan, dims: StepDims, logits: torch.Tensor, masks: dict[int, BitRow], began_s: float
+    ) -> StepResult:
         """Turn logits into a result: score prompts, sample, and let the row store know the new tokens."""
         sampling, scored, failed = self._read_rows(plan, logits)
         rows = [row for row, _ in sampling]
@@ -106,16 +126,16 @@ class Worker:
             [self._rows.sampling(row) for row in rows],
             rows=[index for _, index in sampling],
             argmax=self._program.argmax(dims),
+            masks={index: masks[row] for row, index in sampling if row in masks},
         )
         bad = {index for index, _ in drawn.failed}
         failed += [(rows[index], reason) for index, reason in drawn.failed]
         good = [index for index in range(len(rows)) if index not in bad]
-        for index in good:
-            self._rows.append(rows[index], drawn.tokens[index])
+        tokens = tuple(self._rows.append(rows[index], drawn.tokens[index]) for index in good)
         return StepResult(
             step=plan.step,
             rows=tuple(rows[index] for index in good),
-            tokens=tuple((drawn.tokens[index],) for index in good),
+            tokens=tokens,
             logprobs=tuple(drawn.logprobs[index] for index in good) if drawn.logprobs else (),
             prompt_logprobs=tuple(scored),
             failed=tuple(failed),

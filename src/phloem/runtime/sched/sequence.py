@@ -62,12 +62,14 @@ class Request:
 
 class Sequence:
     """One choice. The invariant: num_computed <= num_planned <= num_expected, and len(tokens) <= num_expected, where
-    `num_expected` counts the known tokens and those that plans in flight will sample."""
+    `num_expected` counts the known tokens and those that plans in flight will sample; of a constrained one, the known
+    tokens only: one result may bring it several, so nothing of it is planned ahead of a result."""
 
     __slots__ = (
-        "candidate", "choice", "end_tokens", "holding", "key", "limit", "max_tokens", "min_known", "namespace",
-        "num_computed", "num_expected", "num_in_flight", "num_planned", "num_prompt", "num_prompt_logprobs",
-        "num_to_compute", "phase", "publish_at", "reports_prompt", "request", "row", "seed", "sequence_id", "tokens",
+        "candidate", "choice", "end_tokens", "holding", "is_constrained", "key", "limit", "max_tokens", "min_known",
+        "namespace", "num_computed", "num_expected", "num_in_flight", "num_planned", "num_prompt",
+        "num_prompt_logprobs", "num_to_compute", "phase", "publish_at", "reports_prompt", "request", "row", "seed",
+        "sequence_id", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -98,8 +100,9 @@ class Sequence:
         self.num_to_compute = max(self.num_prompt, self.limit - 1)  # the last token is never computed
         own_ends = frozenset(sampling.stop_token_ids)
         self.end_tokens = own_ends if sampling.ignore_eos else own_ends | eos_token_ids
+        self.is_constrained = sampling.constraint is not None
         self.reports_prompt = choice == 0 and sampling.prompt_logprobs is not None
-        self.num_prompt_logprobs = 0
+        self.num_prompt_logprobs = min(sampling.prompt_logprobs_start, self.num_prompt - 1)  # reported, or not wanted
         self.phase = Phase.WAITING
         self.row = NO_ROW
         self.holding: Holding | None = None
@@ -157,9 +160,9 @@ class Sequence:
         self.num_planned = end = start + num_tokens
         self.num_in_flight += 1
         samples = end == self.num_expected and end < self.limit
-        if samples:
+        if samples and not self.is_constrained:
             self.num_expected += 1
-        if self.reports_prompt and start < self.num_prompt - 1:
+        if self.reports_prompt and start < self.num_prompt - 1 and end > self.num_prompt_logprobs:
             return ALL_LOGITS
         return LAST_LOGITS if samples else NO_LOGITS
 
@@ -195,6 +198,7 @@ class Sequence:
             num_taken += 1
             if reason := self._append(token):
                 break
+        self.num_expected = max(self.num_expected, len(self.tokens))
         if num_taken < len(tokens):
             tokens, logprobs = tokens[:num_taken], logprobs[:num_taken]
         stop_token = tokens[-1] if reason == "stop" else None

@@ -24,7 +24,11 @@ from phloem.serve.http.frame import Frame
 from phloem.serve.observe.metrics import Metrics
 from phloem.serve.openai import chat, completions, tokens
 from phloem.serve.openai.backend import Backend
+from phloem.serve.openai.constraints import ConstraintCheck
+from phloem.serve.programs.service import ProgramService, ProgramSettings
+from phloem.serve.programs.wire import decoder as program_decoder
 from phloem.serve.text.chat import ChatTemplate
+from phloem.serve.text.formats.choose import Formats
 from phloem.serve.text.tokenizer import Tokenizer
 
 
@@ -46,6 +50,9 @@ def create_app(
     metrics: Metrics,
     clock: Clock,
     admission: Admission,
+    constraints: ConstraintCheck,
+    formats: Formats,
+    programs: ProgramSettings | None = None,
 ) -> Starlette:
     """The ASGI application. It may serve before the engine is ready: requests are then answered with 503."""
     backend = Backend(
@@ -54,11 +61,21 @@ def create_app(
         chat_template=chat_template,
         model_name=model_name,
         created=int(time.time()),
+        constraints=constraints,
+        formats=formats,
     )
     metrics.watch_engine(client.stats)
     return Starlette(
         routes=[
             *_generation_routes(backend, admission=admission, metrics=metrics, clock=clock, limits=limits),
+            _program_route(
+                ProgramService(backend=backend, settings=programs or ProgramSettings()),
+                backend,
+                admission=admission,
+                metrics=metrics,
+                clock=clock,
+                limits=limits,
+            ),
             *_text_routes(backend, limits=limits),
             *_info_routes(InfoEndpoints(backend=backend, admission=admission, metrics=metrics)),
             *_documentation_routes(model_name),
@@ -100,6 +117,23 @@ def _generation_routes(
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", converse, methods=["POST"]),
     ]
+
+
+def _program_route(
+    service: ProgramService, backend: Backend, *, admission: Admission, metrics: Metrics, clock: Clock, limits: Limits
+) -> Route:
+    run = GenerationEndpoint(
+        id_prefix="program",
+        decoder=program_decoder,
+        prepare=service.prepare,
+        num_prompts=service.num_places,
+        backend=backend,
+        admission=admission,
+        metrics=metrics,
+        clock=clock,
+        max_body_bytes=limits.max_body_bytes,
+    )
+    return Route("/v1/programs", run, methods=["POST"])
 
 
 def _text_routes(backend: Backend, *, limits: Limits) -> list[Route]:

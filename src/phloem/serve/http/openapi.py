@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 
+from phloem.lang.events import ProgramResult
 from phloem.serve.openai import requests, responses
 from phloem.serve.openai.errors import ErrorBody
+from phloem.serve.programs.wire import ProgramRequest, ProgramResponse
 
 Document = dict[str, Any]
 
@@ -21,6 +23,18 @@ _ERRORS = {
     "404": "the model is not served here",
     "413": "the body is too large",
     "503": "the queue is full, the engine is starting or dead; see Retry-After",
+}
+
+
+_PROGRAM: dict[str, Any] = {
+    "program": {
+        "version": 1,
+        "name": "capital",
+        "body": [
+            {"op": "text", "value": {"op": "const", "value": "The capital of France is"}},
+            {"op": "gen", "name": "city", "max_tokens": 8},
+        ],
+    }
 }
 
 
@@ -54,6 +68,15 @@ def _operations(model_name: str) -> list[_Operation]:
             answer=responses.Completion,
             chunk=responses.Completion,
             example={"model": model_name, "prompt": "Once upon a time", "max_tokens": 32},
+        ),
+        _Operation(
+            method="post",
+            path="/v1/programs",
+            summary="Run a structured-generation program next to the scheduler",
+            body=ProgramRequest,
+            answer=ProgramResponse,
+            chunk=ProgramResult,
+            example=_PROGRAM,
         ),
         _Operation("get", "/v1/models", "The model that is served", responses.ModelList),
         _Operation("get", "/v1/models/{model}", "One model", responses.ModelCard),

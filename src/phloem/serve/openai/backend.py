@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from phloem.core.errors import ContextLengthExceeded, InvalidRequest, Overloaded, UnknownModel
+from phloem.core.request import SamplingParams
 from phloem.serve.client import EngineClient
+from phloem.serve.openai.constraints import ConstraintCheck, constraint_field
 from phloem.serve.openai.params import ModelLimits, check_token_ids
-from phloem.serve.openai.requests import ChatMessage
+from phloem.serve.openai.requests import ChatMessage, ConstraintFields
 from phloem.serve.text.chat import ChatTemplate
+from phloem.serve.text.formats.choose import Formats
+from phloem.serve.text.formats.render import function_json, plain_messages
+from phloem.serve.text.formats.spec import Function
 from phloem.serve.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -29,6 +34,8 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: ChatTemplate
     model_name: str
     created: int
+    constraints: ConstraintCheck
+    formats: Formats
 
     @property
     def limits(self) -> ModelLimits:
@@ -43,6 +50,14 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
             message = f"model {name[:100]!r} is not served here; this server has {self.model_name!r}"
             raise UnknownModel(message, field="model")
         return self.model_name
+
+    async def check_constraint(
+        self, sampling: SamplingParams, fields: ConstraintFields, *, field: str = "tools"
+    ) -> None:
+        """Try the constraint of a request before the engine hears of it. InvalidRequest names its field in `fields`, or
+        `field` where it came from none of them."""
+        if sampling.constraint is not None:
+            await self.constraints.check(sampling.constraint, field=constraint_field(fields) or field)
 
     async def encode_texts(self, texts: list[str], *, add_special: bool, allow_special: bool) -> list[list[int]]:
         """Token ids of prompts. Raises InvalidRequest or ContextLengthExceeded, the latter before tokenizing."""
@@ -64,17 +79,24 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
         add_generation_prompt: bool | None,
         continue_final_message: bool | None,
         kwargs: dict[str, Any] | None,
+        functions: Sequence[Function] = (),
     ) -> list[int]:
-        """Token ids of a conversation through the model's chat template."""
+        """Token ids of a conversation, and of the functions that the model may call, through its chat template."""
         if not messages:
             raise InvalidRequest("messages: empty; send at least one message", field="messages")
         texts = [text for message in messages for text in message.texts]
+        texts += [msgspec.json.encode(function).decode() for function in functions]
         self._check_length(sum(map(self.tokenizer.least_tokens, texts)), field="messages")
         plain: list[dict[str, Any]] = msgspec.to_builtins(messages)
+        formats, tools = self.formats, [function_json(function) for function in functions] or None
+        if formats.tools is not None and not formats.template_takes_tools:
+            plain, tools = plain_messages(formats.tools, plain, functions), None
 
         def encode() -> list[int]:
             return self.chat_template.encode(
                 plain,
+                tools=tools,
+                arguments_as_text=formats.tools is not None and formats.tools.arguments_are_text,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=bool(continue_final_message),
                 kwargs=kwargs,

@@ -14,11 +14,12 @@ from phloem.core.errors import InvalidRequest
 from phloem.core.request import TokenLogprob
 from phloem.serve.openai import params
 from phloem.serve.openai.backend import Backend
+from phloem.serve.openai.constraints import read_constraint
 from phloem.serve.openai.generation import Delta, Generation, Observer, usage_of
 from phloem.serve.openai.logprobs import chat_logprobs
+from phloem.serve.openai.reading import Reading
 from phloem.serve.openai.requests import ChatRequest
 from phloem.serve.openai.responses import (
-    AssistantMessage,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -27,7 +28,11 @@ from phloem.serve.openai.responses import (
     MessageDelta,
     Usage,
 )
+from phloem.serve.openai.tools import check_messages, plan_tools
+from phloem.serve.openai.turns import Turn
 from phloem.serve.text.stop import StopStrings
+
+NOTHING = MessageDelta()
 
 decoder = msgspec.json.Decoder(ChatRequest)
 
@@ -45,12 +50,23 @@ async def prepare(request: ChatRequest, *, request_id: str, backend: Backend, ob
         logprobs=_num_logprobs(request),
         limits=limits,
     )
+    check_messages(request.messages)
+    plan = plan_tools(request)
     tokens = await backend.encode_chat(
         request.messages,
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         kwargs=request.chat_template_kwargs,
+        functions=plan.functions,
     )
+    reading = Reading.of(backend.formats, plan, tokenizer=backend.tokenizer, prompt=tokens)
+    named = read_constraint(request)
+    sampling = reading.constrain(sampling, field="tools" if named is None else named.field)
+    try:
+        await backend.check_constraint(sampling, request, field="tools")
+    except InvalidRequest:
+        await reading.blame(backend.constraints)
+        raise
     sampling = params.fit_context(sampling, num_prompt_tokens=len(tokens), limits=limits, field="messages")
     submit = wire.Submit(
         request_id,
@@ -66,8 +82,9 @@ async def prepare(request: ChatRequest, *, request_id: str, backend: Backend, ob
         tokenizer=backend.tokenizer,
         stops=StopStrings(sampling.stop),
         observer=observer,
+        shown_ids=reading.shown_ids,
     )
-    return Answer(request=request, generation=generation, backend=backend)
+    return Answer(request=request, generation=generation, backend=backend, reading=reading)
 
 
 def _num_logprobs(request: ChatRequest) -> int | None:
@@ -80,16 +97,22 @@ def _num_logprobs(request: ChatRequest) -> int | None:
 class Answer:
     """An accepted request: read it as chunks or whole, once."""
 
-    def __init__(self, *, request: ChatRequest, generation: Generation, backend: Backend) -> None:
+    def __init__(self, *, request: ChatRequest, generation: Generation, backend: Backend, reading: Reading) -> None:
         self.is_stream = bool(request.stream)
         self.generations = [generation]
         self._request = request
         self._generation = generation
         self._backend = backend
         self._created = int(time.time())
+        with_reasoning = request.include_reasoning is not False
+        self._turns = [
+            Turn(reading.parser(), format=reading.tools, with_reasoning=with_reasoning)
+            for _ in range(generation.submit.sampling.n)
+        ]
 
     async def chunks(self) -> AsyncGenerator[ChatChunk, None]:
-        """Of each choice: the role, its text in pieces, its finish reason; at the end the usage if it was asked for."""
+        """Of each choice: the role, its message in pieces, its finish reason; at the end the usage if it was asked
+        for."""
         options = self._request.stream_options
         with_usage = options is not None and bool(options.include_usage)
         usage = None if with_usage else UNSET
@@ -102,19 +125,17 @@ class Answer:
 
     async def whole(self) -> ChatCompletion:
         """The complete answer."""
-        num_choices = self._generation.submit.sampling.n
-        texts: list[list[str]] = [[] for _ in range(num_choices)]
-        logprobs: list[list[TokenLogprob]] = [[] for _ in range(num_choices)]
+        logprobs: list[list[TokenLogprob]] = [[] for _ in self._turns]
         choices: list[ChatChoice] = []
         async with aclosing(self._generation.deltas()) as deltas:
             async for delta in deltas:
                 index = delta.index
-                texts[index].append(delta.text)
+                turn = self._turns[index]
+                turn.read(delta)
                 logprobs[index].extend(delta.logprobs)
                 if delta.finish is not None:
-                    message = AssistantMessage("".join(texts[index]))
-                    written = self._logprobs(logprobs[index])
-                    choices.append(ChatChoice(index, message, written, delta.finish, delta.stop_reason))
+                    written, finish = self._logprobs(logprobs[index]), turn.finish_reason(delta.finish)
+                    choices.append(ChatChoice(index, turn.message(), written, finish, delta.stop_reason))
         choices.sort(key=lambda choice: choice.index)
         name = self._backend.model_name
         return ChatCompletion(
@@ -122,12 +143,17 @@ class Answer:
         )
 
     def _chunk_choices(self, delta: Delta) -> Iterator[ChatChunkChoice]:
+        turn = self._turns[delta.index]
         if delta.is_first:
             yield ChatChunkChoice(delta.index, MessageDelta(role="assistant", content=""))
-        if delta.text or (delta.logprobs and self._request.logprobs):
-            yield ChatChunkChoice(delta.index, MessageDelta(content=delta.text), self._logprobs(delta.logprobs))
+        message = turn.read(delta)
+        if message != NOTHING:
+            yield ChatChunkChoice(delta.index, message, self._logprobs(delta.logprobs))
+        elif delta.logprobs and self._request.logprobs:
+            yield ChatChunkChoice(delta.index, MessageDelta(content=""), self._logprobs(delta.logprobs))
         if delta.finish is not None:
-            yield ChatChunkChoice(delta.index, MessageDelta(), None, delta.finish, delta.stop_reason)
+            finish = turn.finish_reason(delta.finish)
+            yield ChatChunkChoice(delta.index, NOTHING, None, finish, delta.stop_reason)
 
     def _logprobs(self, entries: Sequence[TokenLogprob]) -> ChatLogprobs | None:
         if not self._request.logprobs:

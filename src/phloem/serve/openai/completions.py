@@ -32,6 +32,7 @@ async def prepare(request: CompletionRequest, *, request_id: str, backend: Backe
     backend.check_model(request.model)
     limits = backend.limits
     sampling = _sampling(request, limits)
+    await backend.check_constraint(sampling, request)
     stops = StopStrings(sampling.stop)
     tokenized = await _tokenize(request, backend)
     priority, namespace = params.request_priority(request), params.cache_namespace(request)

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from phloem.core import wire
-from phloem.core.request import TokenLogprob
+from phloem.core.request import SamplingParams, TokenLogprob
 from phloem.serve.client import EngineClient
 from phloem.serve.openai.errors import failure_of
 from phloem.serve.openai.responses import FinishReason, PromptTokensDetails, Usage
@@ -86,6 +86,7 @@ class Generation:
         stops: StopStrings,
         observer: Observer,
         prompt_only: bool = False,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> None:
         sampling = submit.sampling
         self.submit = submit
@@ -103,6 +104,7 @@ class Generation:
                     tokenizer,
                     stops=stops,
                     skip_special=sampling.skip_special_tokens,
+                    shown_ids=shown_ids,
                     include_stop=sampling.include_stop_str_in_output,
                     min_tokens=sampling.min_tokens,
                 ),
@@ -116,8 +118,9 @@ class Generation:
             async for event in events:
                 match event:
                     case wire.Tokens():
-                        if (delta := self._advance(event)) is not None:
-                            yield delta
+                        for part in parts_of(event, self.submit.sampling):
+                            if (delta := self._advance(part)) is not None:
+                                yield delta
                     case wire.Finished():
                         self.num_cached_tokens = event.num_cached_tokens
                         self._observer.cached(event.num_cached_tokens)
@@ -143,6 +146,25 @@ class Generation:
             self._client.stop_choice(self.submit.request_id, event.choice)
         prompt_logprobs = self._prompt_logprobs if is_first else ()
         return Delta(choice.index, text, logprobs, prompt_logprobs, finish, stop_reason, is_first)
+
+
+def parts_of(event: wire.Tokens, sampling: SamplingParams) -> Sequence[wire.Tokens]:
+    """The event token by token where a stop string may end the text among them: what follows is not the answer's."""
+    ids = event.token_ids
+    if len(ids) < 2 or not sampling.stop:
+        return (event,)
+    last = len(ids) - 1
+    return [
+        msgspec.structs.replace(
+            event,
+            token_ids=(token,),
+            logprobs=event.logprobs[index : index + 1],
+            prompt_logprobs=event.prompt_logprobs if index == 0 else (),
+            finish=event.finish if index == last else None,
+            stop_token=event.stop_token if index == last else None,
+        )
+        for index, token in enumerate(ids)
+    ]
 
 
 def usage_of(generations: Sequence[Generation]) -> Usage:

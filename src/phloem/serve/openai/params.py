@@ -9,6 +9,7 @@ import msgspec
 
 from phloem.core.errors import ContextLengthExceeded, InvalidRequest
 from phloem.core.request import SamplingParams
+from phloem.serve.openai.constraints import constrained, read_constraint
 from phloem.serve.openai.errors import Unsupported
 from phloem.serve.openai.requests import UNSUPPORTED, SamplingFields
 
@@ -50,7 +51,7 @@ def sampling_params(
     max_tokens = min(count, most) if max_tokens is None and count is not None else count
     max_tokens = most if max_tokens is None else _in_range(max_tokens_field, max_tokens, low=1, high=most)
     seed = _in_range("seed", fields.seed, low=-(1 << 63), high=(1 << 63) - 1)
-    return SamplingParams(
+    sampling = SamplingParams(
         max_tokens=max_tokens,
         min_tokens=_in_range("min_tokens", _or(fields.min_tokens, 0), low=0, high=max_tokens),
         n=_in_range("n", _or(fields.n, 1), low=1, high=MAX_CHOICES),
@@ -72,6 +73,8 @@ def sampling_params(
         skip_special_tokens=_or(fields.skip_special_tokens, True),
         include_stop_str_in_output=_or(fields.include_stop_str_in_output, False),
     )
+    named = read_constraint(fields)
+    return sampling if named is None else constrained(sampling, named.constraint, field=named.field)
 
 
 def refuse_unsupported(fields: msgspec.Struct) -> None:
@@ -80,9 +83,6 @@ def refuse_unsupported(fields: msgspec.Struct) -> None:
         if name in UNSUPPORTED and getattr(fields, name) not in (None, False, "", [], {}):
             raise Unsupported(f"{name}: {UNSUPPORTED[name]}", field=name)
     match fields:
-        case SamplingFields(response_format=fmt) if fmt is not None and fmt.type != "text":
-            message = f"response_format: {fmt.type!r} is not supported yet; use 'text'"
-            raise Unsupported(message, field="response_format")
         case SamplingFields(stream_options=options, stream=stream) if options is not None and not stream:
             raise InvalidRequest("stream_options: only allowed with stream", field="stream_options")
 

@@ -17,13 +17,23 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
-class ResponseFormat(msgspec.Struct, frozen=True):
-    """Only {"type": "text"} so far."""
+class ConstraintFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What constrains the answer: at most one of them (constraints.py reads them)."""
 
-    type: str
+    response_format: dict[str, Any] | None = None
+    # -- as vLLM spells them
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    # -- as SGLang spells them
+    json_schema: dict[str, Any] | str | bool | None = None
+    regex: str | None = None
+    ebnf: str | None = None
 
 
-class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+class SamplingFields(ConstraintFields, frozen=True, kw_only=True):
     """What completions and chat completions have in common. None means the default."""
 
     model: str | None = None
@@ -37,7 +47,6 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
     user: str | None = None
     # -- extensions, named as the field names them
     top_k: int | None = None
@@ -53,11 +62,6 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     cache_salt: str | None = None
     # -- known, and refused when set (UNSUPPORTED)
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    structured_outputs: Any = None
     logits_processors: Any = None
     use_beam_search: bool | None = None
 
@@ -84,13 +88,57 @@ class ContentPart(msgspec.Struct, frozen=True):
     text: str | None = None
 
 
+class FunctionCall(msgspec.Struct, frozen=True):
+    """`arguments` are a JSON object, usually as text."""
+
+    name: str
+    arguments: str | dict[str, Any]
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that an earlier answer made."""
+
+    function: FunctionCall
+    id: str | None = None
+    type: str = "function"
+
+
+class FunctionDefinition(msgspec.Struct, frozen=True):
+    """`parameters` is a JSON schema of an object. `strict`: calls follow it, whatever the model would write."""
+
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """Only `type` "function" is understood."""
+
+    type: str = "function"
+    function: FunctionDefinition | None = None
+
+
+class NamedFunction(msgspec.Struct, frozen=True):
+    """The function that has to be called."""
+
+    name: str
+
+
+class NamedToolChoice(msgspec.Struct, frozen=True):
+    """{"type": "function", "function": {"name": ...}}."""
+
+    type: str
+    function: NamedFunction | None = None
+
+
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One turn. "developer" is read as "system"."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -113,8 +161,11 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
     # -- known, and refused when set (UNSUPPORTED)
-    tools: list[Any] | None = None
     functions: list[Any] | None = None
     audio: Any = None
     chat_template: str | None = None
@@ -131,6 +182,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
     return_token_strs: bool | None = None
 
 
@@ -143,15 +195,9 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 UNSUPPORTED = {
     "suffix": "text cannot be inserted before a suffix; put it into the prompt",
-    "tools": "tool calls are not supported yet; describe the tools in a message",
-    "functions": "tool calls are not supported yet; describe the functions in a message",
+    "functions": "the API's older form of tools; send tools and tool_choice",
     "audio": "this model writes text only",
     "chat_template": "the template is chosen when the server starts (--chat-template)",
-    "guided_json": "constrained decoding is not supported yet",
-    "guided_regex": "constrained decoding is not supported yet",
-    "guided_choice": "constrained decoding is not supported yet",
-    "guided_grammar": "constrained decoding is not supported yet",
-    "structured_outputs": "constrained decoding is not supported yet",
     "logits_processors": "client code does not run on the server; use logit_bias",
     "use_beam_search": "beam search is not supported; use n",
 }

@@ -10,6 +10,7 @@ from phloem.serve.openai.backend import Backend
 from phloem.serve.openai.logprobs import token_label
 from phloem.serve.openai.requests import DetokenizeRequest, TokenizeRequest
 from phloem.serve.openai.responses import DetokenizeResponse, TokenizeResponse
+from phloem.serve.openai.tools import check_messages, read_tools
 
 tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
 detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
@@ -21,11 +22,13 @@ async def tokenize(request: TokenizeRequest, *, backend: Backend) -> TokenizeRes
     if (request.prompt is None) == (request.messages is None):
         raise InvalidRequest("prompt: send either prompt or messages", field="prompt")
     if request.messages is not None:
+        check_messages(request.messages)
         tokens = await backend.encode_chat(
             request.messages,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
             kwargs=request.chat_template_kwargs,
+            functions=read_tools(request.tools or []),
         )
     else:
         [tokens] = await backend.encode_texts(

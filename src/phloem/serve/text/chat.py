@@ -15,6 +15,7 @@ from typing import Any, TypedDict, Unpack
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -32,13 +33,15 @@ TEMPLATE_FAILURES = (
 
 class ChatOptions(TypedDict, total=False):
     """How to render. `add_generation_prompt` is on unless a message is continued; `continue_final_message` ends inside
-    the last message, for the model to go on with; `kwargs` are further variables of the template.
+    the last message, for the model to go on with; `arguments_as_text` leaves those of earlier tool calls as JSON text;
+    `kwargs` are further variables of the template.
     """
 
     tools: Sequence[Mapping[str, Any]] | None
     documents: Sequence[Mapping[str, Any]] | None
     add_generation_prompt: bool | None
     continue_final_message: bool
+    arguments_as_text: bool
     kwargs: Mapping[str, Any] | None
 
 
@@ -63,6 +66,14 @@ class ChatTemplate:
     def available(self) -> bool:
         """Whether the model has a template."""
         return "default" in self._sources
+
+    def mentions(self, text: str) -> bool:
+        """Whether a template of the model holds `text`."""
+        return any(text in source for source in self._sources.values())
+
+    def takes(self, variable: str) -> bool:
+        """Whether a template of the model reads `variable`; one that is not valid Jinja reads nothing."""
+        return any(self._reads(source, variable) for source in self._sources.values())
 
     def check(self) -> None:
         """ConfigError when the template is not valid Jinja."""
@@ -90,13 +101,14 @@ class ChatTemplate:
         documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
+        arguments_as_text: bool = False,
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         if continue_final_message and add_generation_prompt:
             raise InvalidRequest("cannot be set together with add_generation_prompt", field="continue_final_message")
         name = "tool_use" if tools and "tool_use" in self._sources else "default"
         template = self._template(name)
-        chat = parse_messages(messages, template_source=self._sources[name])
+        chat = parse_messages(messages, template_source=self._sources[name], arguments_as_text=arguments_as_text)
         protect = self._tokenizer.guard.protect_all
         variables = self._named_tokens | protect(dict(kwargs or {}))
         variables |= {"messages": protect(chat), "tools": protect(tools), "documents": protect(documents)}
@@ -112,6 +124,12 @@ class ChatTemplate:
                 f"the model's chat template refuses these messages: {error}", field="messages"
             ) from error
         return _cut(rendered) if continue_final_message else rendered
+
+    def _reads(self, source: str, variable: str) -> bool:
+        try:
+            return variable in jinja2.meta.find_undeclared_variables(self._environment.parse(source))
+        except jinja2.TemplateError:
+            return False
 
     def _template(self, name: str) -> jinja2.Template:
         if name not in self._sources:

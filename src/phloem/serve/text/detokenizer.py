@@ -29,6 +29,7 @@ class Detokenizer:
     `tokenizer.decode(ids, continuation=True)`. Held back: the bytes of an unfinished character, and the longest end of
     the text that begins a stop string. A stop string cuts the text before itself, or after with `include_stop`; of
     those that match, the one that ends first, then the longest. The first `min_tokens` tokens are not searched.
+    `shown_ids` are control tokens that show although `skip_special` hides the others.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class Detokenizer:
         *,
         stops: StopStrings | None = None,
         skip_special: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
         include_stop: bool = False,
         min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._stops = stops or NO_STOPS
         self._skip_special = skip_special
+        self._shown_ids = shown_ids
         self._include_stop = include_stop
         self._unsearched_tokens = min_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -76,7 +79,8 @@ class Detokenizer:
         return delta if delta.stop else TextDelta(delta.text + held)
 
     def _decode(self, ids: Iterable[int]) -> str:
-        return self._utf8.decode(b"".join(self._tokenizer.visible_bytes(ids, skip_special=self._skip_special)))
+        visible = self._tokenizer.visible_bytes(ids, skip_special=self._skip_special, shown_ids=self._shown_ids)
+        return self._utf8.decode(b"".join(visible))
 
     def _search(self, text: str) -> TextDelta:
         if not text:

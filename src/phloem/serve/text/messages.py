@@ -15,18 +15,24 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
-def parse_messages(messages: Sequence[Mapping[str, Any]], *, template_source: str) -> list[Message]:
-    """A fresh copy of `messages`: null fields left out, text parts joined by newlines, tool arguments as objects.
+def parse_messages(
+    messages: Sequence[Mapping[str, Any]], *, template_source: str, arguments_as_text: bool = False
+) -> list[Message]:
+    """A fresh copy of `messages`: null fields left out, text parts joined by newlines, tool arguments as objects, or
+    as JSON text with `arguments_as_text`.
 
     InvalidRequest, naming the field: an empty list, a role that neither the API nor the template knows (it could spell
     a control token), a message without content or tool calls, a part that is not text.
     """
     if not isinstance(messages, list | tuple) or not messages:
         raise InvalidRequest("must be a list of at least one message", field="messages")
-    return [_message(message, f"messages[{index}]", template_source) for index, message in enumerate(messages)]
+    return [
+        _message(message, f"messages[{index}]", template_source, arguments_as_text)
+        for index, message in enumerate(messages)
+    ]
 
 
-def _message(message: Mapping[str, Any], field: str, template_source: str) -> Message:
+def _message(message: Mapping[str, Any], field: str, template_source: str, arguments_as_text: bool) -> Message:
     if not isinstance(message, Mapping):
         raise InvalidRequest("must be an object with a role and a content", field=field)
     parsed = {key: value for key, value in message.items() if value is not None}
@@ -40,7 +46,8 @@ def _message(message: Mapping[str, Any], field: str, template_source: str) -> Me
     elif role != "assistant":
         raise InvalidRequest("must be a string or a list of text parts", field=f"{field}.content")
     if "tool_calls" in parsed:
-        parsed["tool_calls"] = _tool_calls(parsed["tool_calls"], f"{field}.tool_calls")
+        parsed.setdefault("content", None)  # what templates ask of a message that is calls and nothing else
+        parsed["tool_calls"] = _tool_calls(parsed["tool_calls"], f"{field}.tool_calls", arguments_as_text)
     return parsed
 
 
@@ -65,13 +72,13 @@ def _part(part: Any, field: str) -> str:
     return text
 
 
-def _tool_calls(calls: Any, field: str) -> list[Message]:
+def _tool_calls(calls: Any, field: str, arguments_as_text: bool) -> list[Message]:
     if not isinstance(calls, list | tuple) or not all(isinstance(call, Mapping) for call in calls):
         raise InvalidRequest("must be a list of objects", field=field)
-    return [_tool_call(call, f"{field}[{index}]") for index, call in enumerate(calls)]
+    return [_tool_call(call, f"{field}[{index}]", arguments_as_text) for index, call in enumerate(calls)]
 
 
-def _tool_call(call: Mapping[str, Any], field: str) -> Message:
+def _tool_call(call: Mapping[str, Any], field: str, arguments_as_text: bool) -> Message:
     function = call.get("function")
     if not isinstance(function, Mapping):
         return dict(call)
@@ -81,4 +88,6 @@ def _tool_call(call: Mapping[str, Any], field: str) -> Message:
             arguments = json.loads(arguments or "{}")
         except ValueError as error:
             raise InvalidRequest(f"must be a JSON object ({error})", field=f"{field}.function.arguments") from error
+    if arguments_as_text:
+        arguments = json.dumps(arguments, ensure_ascii=False)
     return {**call, "function": {**function, "arguments": arguments}}

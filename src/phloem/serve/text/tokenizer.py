@@ -73,9 +73,11 @@ class Tokenizer:
         text = b"".join(self.visible_bytes(ids, skip_special=skip_special)).decode(errors="replace")
         return text.removeprefix(" ") if self._strips_first_space and not continuation else text
 
-    def visible_bytes(self, ids: Iterable[int], *, skip_special: bool) -> Iterable[bytes]:
-        """Bytes of each id that shows in the text."""
-        hidden = self.control_ids if skip_special else frozenset()
+    def visible_bytes(
+        self, ids: Iterable[int], *, skip_special: bool, shown_ids: frozenset[int] = frozenset()
+    ) -> Iterable[bytes]:
+        """Bytes of each id that shows in the text; control tokens in `shown_ids` show in any case."""
+        hidden = self.control_ids - shown_ids if skip_special else frozenset()
         return (self.token_bytes(id) for id in ids if id not in hidden)
 
     def token_bytes(self, id: int) -> bytes:
@@ -94,6 +96,13 @@ class Tokenizer:
     def is_special(self, id: int) -> bool:
         """Whether `id` is a control token, which text hides."""
         return id in self.control_ids
+
+    def to_json(self) -> str:
+        """The model's tokenizer.json, without the guard: for those who look at generated text, which needs none."""
+        entry = json.loads(self._backend.to_str())
+        steps = (entry["normalizer"] or {}).get("normalizers", [])[1:]
+        entry["normalizer"] = steps[0] if steps else None
+        return json.dumps(entry)
 
     def least_tokens(self, text: str) -> int:
         """A cheap lower bound of the number of tokens in `text`, to refuse a huge prompt before tokenizing it."""

@@ -2,7 +2,8 @@
 
 greedy, nothing adjusted:  argmax (on the device, or handed in by the kernel that made the logits)
 everything else, row by row on the host:
-    raw logits -> adjusted (bias, min_tokens, penalties) -> support (temperature, min_p, top_k, top_p) -> draw
+    raw logits -> masked (constraint) -> adjusted (bias, min_tokens, penalties)
+         |          -> support (temperature, min_p, top_k, top_p) -> draw
          `-> log-probabilities
 """
 
@@ -20,6 +21,8 @@ from phloem.runtime.exec.sampling.draw import draw, uniform
 from phloem.runtime.exec.sampling.logprobs import fault, token_logprob
 from phloem.runtime.exec.sampling.state import FloatRow, SamplingState
 from phloem.runtime.exec.sampling.support import support
+from phloem.runtime.grammar.masks import masked
+from phloem.runtime.grammar.matcher import BitRow
 
 NO_TOKEN = -1
 
@@ -43,23 +46,26 @@ def sample(
     *,
     rows: Sequence[int] | None = None,
     argmax: Sequence[int] | None = None,
+    masks: Mapping[int, BitRow] | None = None,
 ) -> Sampled:
     """Sample one token for each of `states`; the caller appends it to the state afterwards.
 
     `logits` is [L, V] float32, on any device, and is only read. `rows[i]` is the row of `logits` that belongs to
     `states[i]` (default: i). `argmax`, if given, holds the id of the largest logit of every row of `logits` (lowest id
     of equal ones; for a row with NaN, the id of a NaN): of a plain greedy row only that one logit is then read.
+    `masks` holds, by row of `logits`, the masks that are computed already; others are computed here.
     """
     rows = range(len(states)) if rows is None else rows
     wants_host = {row for row, state in zip(rows, states, strict=True) if _reads_logits(state)}
     greedy = [row for row, state in zip(rows, states, strict=True) if state.takes_argmax]
     host = _host_rows(logits, sorted(wants_host))
     best = _best_ids(logits, greedy, argmax)
+    allowed = _allowed_rows(host, dict(zip(rows, states)), masks or {})
     tokens: list[int] = []
     logprobs: list[tuple[TokenLogprob, ...]] = []
     failed: list[tuple[int, str]] = []
     for index, (row, state) in enumerate(zip(rows, states, strict=True)):
-        token_or_reason = best[row] if state.takes_argmax else sample_row(host[row], state)
+        token_or_reason = best[row] if state.takes_argmax else sample_row(allowed.get(row, host[row]), state)
         if isinstance(token_or_reason, str):
             failed.append((index, token_or_reason))
             tokens.append(NO_TOKEN)
@@ -72,7 +78,9 @@ def sample(
 
 
 def sample_row(logits: FloatRow, state: SamplingState) -> int | str:
-    """The next token of one row of raw logits [V], or the reason why there is none."""
+    """The next token of one row of raw (or masked) logits [V], or the reason why there is none."""
+    if state.matcher is not None and state.matcher.fault is not None:
+        return f"the constraint cannot be followed any further: {state.matcher.fault}"
     reason = fault(float(logits.max()))
     if reason is not None:
         return reason
@@ -82,6 +90,18 @@ def sample_row(logits: FloatRow, state: SamplingState) -> int | str:
     if state.params.is_greedy:
         return int(row.argmax())
     return draw(support(row, state.params), uniform(seed=state.seed, num_generated=state.num_generated))
+
+
+def _allowed_rows(
+    host: Mapping[int, FloatRow], states: Mapping[int, SamplingState], masks: Mapping[int, BitRow]
+) -> Mapping[int, FloatRow]:
+    """The rows that have a constraint, without the tokens that may not follow."""
+    matchers = {row: state.matcher for row, state in states.items() if state.matcher is not None}
+    bits = {row: masks[row] if row in masks else matcher.mask() for row, matcher in matchers.items()}
+    good = [row for row, matcher in matchers.items() if matcher.fault is None]
+    if not good:
+        return {}
+    return dict(zip(good, masked([host[row] for row in good], [bits[row] for row in good])))
 
 
 def greedy_ids(logits: torch.Tensor) -> torch.Tensor:

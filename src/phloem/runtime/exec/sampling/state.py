@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phloem.core.plan import RowStart
-from phloem.core.request import SamplingParams
+from phloem.core.request import Constraint, SamplingParams
+from phloem.runtime.grammar.matcher import Matcher
 
 TokenIds = NDArray[np.int64]
 FloatRow = NDArray[np.float32]
+
+
+class Grammars(Protocol):
+    """Where rows with a constraint get their matchers."""
+
+    def matcher(self, constraint: Constraint, generated: Sequence[int] = ()) -> Matcher:
+        """One that has seen `generated`; its `fault` says what went wrong, if anything did."""
 
 
 class TokenCounts:
@@ -55,7 +64,7 @@ class SamplingState:
     outside it (a logit bias, an end token of a larger vocabulary) are ignored.
     """
 
-    __slots__ = ("bias_ids", "bias_values", "counts", "end_ids", "num_generated", "params", "seed")
+    __slots__ = ("bias_ids", "bias_values", "counts", "end_ids", "matcher", "num_generated", "params", "seed")
 
     def __init__(
         self,
@@ -66,8 +75,10 @@ class SamplingState:
         generated: Sequence[int],
         vocab_size: int,
         end_token_ids: Sequence[int] = (),
+        matcher: Matcher | None = None,
     ) -> None:
         self.params = params
+        self.matcher = matcher
         self.seed = seed
         self.num_generated = len(generated)
         bias = [(token_id, value) for token_id, value in params.logit_bias.items() if 0 <= token_id < vocab_size]
@@ -80,19 +91,47 @@ class SamplingState:
         self.counts = TokenCounts(listed=prompt if repeats else (), counted=generated) if penalises else None
 
     @classmethod
-    def start(cls, start: RowStart, *, vocab_size: int, end_token_ids: Sequence[int] = ()) -> SamplingState:
+    def start(
+        cls,
+        start: RowStart,
+        *,
+        vocab_size: int,
+        end_token_ids: Sequence[int] = (),
+        grammars: Grammars | None = None,
+    ) -> SamplingState:
         """The state of a row that starts; `end_token_ids` are the model's (held back until `min_tokens`)."""
+        generated = start.token_ids[start.num_prompt_tokens :]
+        matcher = None
+        if (constraint := start.sampling.constraint) is not None:
+            assert grammars is not None, "a constraint came to a worker without grammars"
+            matcher = grammars.matcher(constraint, generated)
         return cls(
             params=start.sampling,
             seed=start.seed,
             prompt=start.token_ids[: start.num_prompt_tokens],
-            generated=start.token_ids[start.num_prompt_tokens :],
+            generated=generated,
             vocab_size=vocab_size,
             end_token_ids=end_token_ids,
+            matcher=matcher,
         )
 
     def append(self, token_id: int) -> None:
         """Record one generated token."""
+        self._count(token_id)
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
+
+    def force(self) -> list[int]:
+        """Record the tokens that a constraint leaves no choice about, and return them; none where log-probabilities are
+        wanted, which need their logits."""
+        if self.matcher is None or self.params.logprobs is not None:
+            return []
+        forced = self.matcher.force(self.params.max_tokens - self.num_generated)
+        for token_id in forced:
+            self._count(token_id)
+        return forced
+
+    def _count(self, token_id: int) -> None:
         self.num_generated += 1
         if self.counts is not None:
             self.counts.add(token_id)
@@ -109,5 +148,5 @@ class SamplingState:
 
     @property
     def takes_argmax(self) -> bool:
-        """Whether the next token is simply the largest raw logit: greedy, and nothing adjusts the logits."""
-        return self.params.is_greedy and not self.adjusts_logits
+        """Whether the next token is simply the largest raw logit: greedy, and nothing adjusts or masks the logits."""
+        return self.params.is_greedy and self.matcher is None and not self.adjusts_logits

@@ -1,0 +1,1 @@
+"""Structured programs against plain client code, on a real server."""

@@ -1,0 +1,1 @@
+"""Rewrites of a program, one a file; `pipeline` names them and their order."""

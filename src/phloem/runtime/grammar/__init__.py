@@ -1,0 +1,1 @@
+"""Constrained decoding: from a constraint to the tokens that may follow. See README.md."""
