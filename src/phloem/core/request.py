@@ -28,7 +28,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     chosen one; None: nothing), `prompt_logprobs` the same for the prompt, from its entry `prompt_logprobs_start` on
     (entry 0 belongs to the second token): what comes before may be taken from the prefix cache. `stop` is matched on
     text by the front end; `stop_token_ids` and the model's end tokens by the engine. Penalties follow the OpenAI API
-    (presence, frequency: generated tokens only) and the CTRL paper, section 4.1 (repetition: prompt and generated ones).
+    (presence, frequency: generated tokens only) and the CTRL paper, section 4.1 (repetition: prompt, too).
     """
 
     max_tokens: int = 16
