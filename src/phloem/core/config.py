@@ -57,6 +57,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int, Meta(ge=1, le=4096, description="tokens a KV page; the CPU kernels want a multiple of 32")
     ] = 32
 
+    # -- parallelism
+    tp: Annotated[int, Meta(ge=1, le=64, description="ranks that share every layer (tensor parallel)")] = 1
+    pp: Annotated[int, Meta(ge=1, le=64, description="stages that share the layers (pipeline parallel)")] = 1
+
     # -- scheduling
     policy: Annotated[Policy, Meta(description="who goes first among the waiting")] = "lpm"
     max_running: Annotated[int, Meta(ge=1, le=4096, description="sequences running at once")] = 64

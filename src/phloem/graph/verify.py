@@ -10,21 +10,26 @@ from torch import fx
 
 from phloem.graph.ir import STEP_INPUTS, GraphError, Stage, cache_name, cache_spec, placeholders, target_name
 from phloem.graph.ops.contract import Op, ShapeError, Spec
-from phloem.graph.ops.vocabulary import LOWERED_OPS, OPS
+from phloem.graph.ops.vocabulary import COLLECTIVE_OPS, LOWERED_OPS, OPS
 from phloem.memory.spec import FullAttention
 
 Specs = Spec | tuple[Spec, ...]
 
 
-def verify(stage: Stage, layers: tuple[FullAttention, ...], *, lowered: bool = False) -> dict[fx.Node, Specs]:
+def verify(
+    stage: Stage, layers: tuple[FullAttention, ...], *, lowered: bool = False, whole: bool = True
+) -> dict[fx.Node, Specs]:
     """The spec of every node. GraphError, naming pass and node, unless: nodes are in order and none is dead; each op is
     known (and, where `lowered`, of the lowered vocabulary); the shape rules agree with each other and with the specs on
-    the nodes; inputs are declared ones; parameters and recipes match one to one; the output is float32 logits."""
+    the nodes; inputs are declared ones, and of a lowered, `whole` model all; parameters and recipes match one to one; the
+    output is float32, `[rows, width]`."""
     try:
         stage.graph.lint()
     except RuntimeError as error:
         raise GraphError(f"after {stage.name}: {error}") from error
-    allowed = {id(op) for op in (LOWERED_OPS if lowered else OPS).values()} | {id(operator.getitem)}
+    allowed = {id(op) for op in ({**LOWERED_OPS, **COLLECTIVE_OPS} if lowered else OPS).values()} | {
+        id(operator.getitem)
+    }
     allowed |= set() if lowered else {id(operator.add)}
     for node in stage.graph.nodes:
         if node.op == "call_function" and id(node.target) not in allowed:
@@ -33,7 +38,7 @@ def verify(stage: Stage, layers: tuple[FullAttention, ...], *, lowered: bool = F
             raise _fault(stage, node, f"is a {node.op} of {node.target}; models call ops only")
         if node.op in ("call_function", "get_attr") and not node.users:
             raise _fault(stage, node, "is dead: nothing uses its result")
-    _check_inputs(stage, layers, lowered=lowered)
+    _check_inputs(stage, layers, wants_all=lowered and whole)
     _check_recipes(stage)
     specs = infer_specs(stage, {cache_name(i): cache_spec(x.num_kv_heads, x.head_dim) for i, x in enumerate(layers)})
     for node, spec in specs.items():
@@ -80,7 +85,7 @@ def _check_output(spec: Specs) -> None:
         raise ShapeError(f"the output is {spec}, expected float32 logits")
 
 
-def _check_inputs(stage: Stage, layers: tuple[FullAttention, ...], *, lowered: bool) -> None:
+def _check_inputs(stage: Stage, layers: tuple[FullAttention, ...], *, wants_all: bool) -> None:
     caches = [cache_name(layer) for layer in range(len(layers))]
     names = [str(node.target) for node in placeholders(stage.graph)]
     for node in placeholders(stage.graph):
@@ -89,7 +94,7 @@ def _check_inputs(stage: Stage, layers: tuple[FullAttention, ...], *, lowered: b
     if len(set(names)) < len(names):
         raise GraphError(f"after {stage.name}: an input is declared twice: {names}")
     missing = {*STEP_INPUTS, *caches} - set(names)
-    if lowered and missing:
+    if wants_all and missing:
         raise GraphError(f"after {stage.name}: the lowered graph lacks the inputs {sorted(missing)}")
 
 

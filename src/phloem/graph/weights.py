@@ -1,14 +1,15 @@
 """Weight recipes: how each parameter of a graph is made from the tensors of a checkpoint, and the loader that does it.
 
-A pass that merges parameters writes the merged recipe; loading follows it tensor by tensor. Row-wise work is done on
-the bytes as stored, so a quantized weight stays quantized; where parts of different encodings are joined they become
-float32.
+A pass that merges or cuts parameters writes the new recipe; loading follows it tensor by tensor. Work on rows and on whole
+blocks of columns is done on the bytes as stored, so a quantized weight stays quantized; where parts of different
+encodings are joined, or a cut divides a block, they become float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,20 @@ class Concat:
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
 
-WeightRecipe = Stored | Constant | Rows | Concat
+@dataclass(frozen=True)
+class Columns:
+    """The given columns of the matrix `source`."""
+
+    source: WeightRecipe
+    index: slice
+
+    @property
+    def shape(self) -> Shape:
+        num_rows, num_columns = self.source.shape
+        return num_rows, len(range(num_columns)[self.index])
+
+
+WeightRecipe = Stored | Constant | Rows | Columns | Concat
 
 
 def load_raw(recipe: WeightRecipe, checkpoint: Checkpoint) -> RawWeight:
@@ -78,6 +92,8 @@ def load_raw(recipe: WeightRecipe, checkpoint: Checkpoint) -> RawWeight:
         case Rows(source, index):
             raw = load_raw(source, checkpoint)
             return raw.rows(index) if len(raw.shape) == 2 else RawWeight.from_array(raw.dequantize()[index])
+        case Columns(source, index):
+            return load_raw(source, checkpoint).columns(index)
         case Concat(parts):
             return _joined([load_raw(part, checkpoint) for part in parts])
 
@@ -94,7 +110,7 @@ def sources(recipe: WeightRecipe) -> Iterator[Stored]:
     match recipe:
         case Stored():
             yield recipe
-        case Rows(source, _):
+        case Rows(source, _) | Columns(source, _):
             yield from sources(source)
         case Concat(parts):
             for part in parts:
@@ -104,11 +120,17 @@ def sources(recipe: WeightRecipe) -> Iterator[Stored]:
 
 
 def stored_bytes(recipe: WeightRecipe, checkpoint: Checkpoint) -> int:
-    """Bytes of a recipe's tensors as the checkpoint stores them; nothing is read. A constant is float32."""
-    if isinstance(recipe, Constant):
-        return recipe.values.nbytes
-    entries = checkpoint.tensors.entries
-    return sum(entries[source.name].num_bytes for source in sources(recipe) if source.name in entries)
+    """Bytes of a recipe's tensors as the checkpoint stores them, of a part its share; nothing is read."""
+    match recipe:
+        case Constant(values):
+            return values.nbytes
+        case Stored(name, _):
+            entry = checkpoint.tensors.entries.get(name)
+            return 0 if entry is None else entry.num_bytes
+        case Rows(source, _) | Columns(source, _):
+            return stored_bytes(source, checkpoint) * prod(recipe.shape) // prod(source.shape)
+        case Concat(parts):
+            return sum(stored_bytes(part, checkpoint) for part in parts)
 
 
 def _stored(name: str, shape: Shape, checkpoint: Checkpoint) -> RawWeight:

@@ -65,6 +65,15 @@ class RawWeight:
         data = self.data[index] if isinstance(index, slice) else self.data[np.asarray(index)]
         return RawWeight(self.encoding, (data.shape[0], self.num_columns), data)
 
+    def columns(self, index: slice) -> RawWeight:
+        """The matrix of a range of columns: as stored where it begins and ends between blocks, else as float32."""
+        start, stop, _ = index.indices(self.num_columns)
+        block = ggml.FORMATS[self.encoding]
+        if start % block.numbers or stop % block.numbers:
+            return RawWeight.from_array(self.dequantize()[:, start:stop])
+        data = self.data[:, start // block.numbers * block.bytes : stop // block.numbers * block.bytes]
+        return RawWeight(self.encoding, (self.num_rows, stop - start), np.ascontiguousarray(data))
+
     def dequantize(self) -> npt.NDArray[np.float32]:
         """float32 array of `shape`."""
         return ggml.decode_rows(self.encoding, self.data).reshape(self.shape)

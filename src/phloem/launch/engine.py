@@ -20,7 +20,7 @@ from phloem.core import wire
 from phloem.core.errors import CallerError, ConfigError, PhloemError
 from phloem.launch.order import EXIT_CALLER, EXIT_ENGINE, Order
 from phloem.launch.stages import Stages
-from phloem.launch.wiring import build_engine
+from phloem.launch.wiring import build_engine, leave
 from phloem.runtime.mailbox import ZmqInbox, ZmqOutbox
 
 
@@ -41,7 +41,9 @@ def run(order: Order) -> int:
     inbox = ZmqInbox(order.commands_address, context=context)
     outbox = ZmqOutbox(order.events_address, context=context)
     try:
-        engine = build_engine(config=order.config, source=order.source(), inbox=inbox, outbox=outbox, stages=stages)
+        engine = build_engine(
+            config=order.config, source=order.source(), inbox=inbox, outbox=outbox, stages=stages, on_lost=leave
+        )
         gc.freeze()
         gc.enable()
         outbox.send([engine.ready(name=order.name, stages=stages.finished())])

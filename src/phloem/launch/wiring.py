@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from phloem.core import wire
 from phloem.core.clock import MonotonicClock
 from phloem.core.config import Config
 from phloem.core.errors import ConfigError
+from phloem.launch.order import EXIT_ENGINE
+from phloem.launch.ranks import START_TIMEOUT_S, Ranks, mesh_of
 from phloem.launch.stages import Stages
 from phloem.launch.text import BYTE_VOCAB_SIZE, END_ID, NUM_PRINTABLE, tokenizer_json_of
+from phloem.parallel.mesh import Mesh
 from phloem.runtime.grammar.gate import GrammarGate
 from phloem.runtime.grammar.grammars import Grammars
 from phloem.runtime.grammar.vocabulary import Vocabulary
@@ -20,6 +27,10 @@ from phloem.runtime.null import NullWorker, hash_chooser
 from phloem.runtime.record import Recorder, RecordingScheduler
 from phloem.runtime.sched.build import SchedulerSettings, make_scheduler
 
+if TYPE_CHECKING:
+    from phloem.runtime.exec.built import BuiltWorker
+
+GRACE_S = 1.5
 NULL_MODEL = "dummy:null"
 NULL_CONTEXT, NULL_PAGES, NULL_STEP_S = 4096, 4096, 0.001
 
@@ -37,6 +48,8 @@ class Hands:
     backend: str
     overlap_depth: int
     grammars: Grammars
+    num_micro_batches: int = 1
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +76,25 @@ class Engine:
     def close(self) -> None:
         """Give the model's memory back, and complete the recording."""
         self.hands.worker.close()
+        if self.hands.ranks is not None:
+            self.hands.ranks.end()
         if self.recording is not None:
             self.recording.close()
 
 
-def build_engine(*, config: Config, source: Path | str, inbox: Inbox, outbox: Outbox, stages: Stages) -> Engine:
+def build_engine(
+    *,
+    config: Config,
+    source: Path | str,
+    inbox: Inbox,
+    outbox: Outbox,
+    stages: Stages,
+    on_lost: Callable[[str], None] = lambda why: None,
+) -> Engine:
     """Wire an engine between `inbox` and `outbox`. ModelError and ConfigError say what
-    is wrong with the model at `source` (a path, or dummy:<name>) or with the machine's memory."""
-    hands = null_hands(config) if source == NULL_MODEL else build_hands(config, source, stages=stages)
+    is wrong with the model at `source` (a path, or dummy:<name>) or with the machine's memory. `on_lost` is called, on
+    some thread, when a rank of this replica is gone."""
+    hands = null_hands(config) if source == NULL_MODEL else build_hands(config, source, stages=stages, on_lost=on_lost)
     settings = SchedulerSettings(
         num_pages=hands.num_pages,
         page_size=config.page_size,
@@ -81,6 +105,7 @@ def build_engine(*, config: Config, source: Path | str, inbox: Inbox, outbox: Ou
         policy=config.policy,
         seed=config.seed,
         prefix_cache=config.prefix_cache,
+        num_micro_batches=hands.num_micro_batches,
     )
     scheduler = make_scheduler(settings)
     recording = None if config.record is None else open_recording(config.record)
@@ -110,12 +135,29 @@ def overlap_depth(config: Config) -> int | None:
     return int(config.overlap) if config.overlap != "auto" else None
 
 
-def build_hands(config: Config, source: Path | str, *, stages: Stages) -> Hands:
-    """A worker that computes the model at `source`. Imports torch."""
+def build_hands(config: Config, source: Path | str, *, stages: Stages, on_lost: Callable[[str], None]) -> Hands:
+    """A worker that computes the model at `source`, alone or with other ranks. Imports torch."""
+    mesh = mesh_of(config)
+    if mesh.size == 1:
+        built = build_rank_0(config, source, stages=stages, mesh=mesh, meeting="")
+        return hands_of(built, built.worker, overlap_depth=built.overlap_depth)
+    ranks = Ranks(config=config, source=source, on_lost=on_lost)
+    try:
+        built = build_rank_0(config, source, stages=stages, mesh=mesh, meeting=ranks.meeting)
+        worker = join_ranks(built, ranks, mesh, stages=stages)
+    except BaseException:
+        ranks.end()
+        raise
+    depth = max(built.overlap_depth, mesh.pipe - 1)
+    return hands_of(built, worker, overlap_depth=depth, num_micro_batches=mesh.pipe, ranks=ranks)
+
+
+def build_rank_0(config: Config, source: Path | str, *, stages: Stages, mesh: Mesh, meeting: str) -> BuiltWorker:
+    """The worker of this process."""
     with stages.stage("import torch"):
         from phloem.runtime.exec.build import build_worker
 
-    built = build_worker(
+    return build_worker(
         model=source,
         dtype=config.dtype,
         quantize=config.quantize,
@@ -129,18 +171,50 @@ def build_hands(config: Config, source: Path | str, *, stages: Stages) -> Hands:
         overlap_depth=overlap_depth(config),
         report=stages.report,
         tokenizer_json=lambda: tokenizer_json_of(source),
+        place=mesh.place(0),
+        meeting=meeting,
     )
+
+
+def hands_of(
+    built: BuiltWorker,
+    worker: Worker,
+    *,
+    overlap_depth: int,
+    num_micro_batches: int = 1,
+    ranks: Ranks | None = None,
+) -> Hands:
+    """What was built, as the engine needs it."""
     return Hands(
-        worker=built.worker,
+        worker=worker,
         num_pages=built.num_pages,
         max_model_len=built.max_model_len,
         vocab_size=built.vocab_size,
         eos_token_ids=built.eos_token_ids,
         memory=built.memory,
-        backend=built.backend,
-        overlap_depth=built.overlap_depth,
+        backend=built.backend if ranks is None else f"{ranks.description}, each: {built.backend}",
+        overlap_depth=overlap_depth,
         grammars=built.grammars,
+        num_micro_batches=num_micro_batches,
+        ranks=ranks,
     )
+
+
+def join_ranks(built: BuiltWorker, ranks: Ranks, mesh: Mesh, *, stages: Stages) -> Worker:
+    """Rank 0's worker and the others as one, when all are there and alike."""
+    from phloem.runtime.exec.group import GroupWorker
+
+    assert built.as_rank is not None
+    with stages.stage("other ranks"):
+        ranks.post.await_ranks(built.fingerprint, timeout_s=START_TIMEOUT_S)
+    return GroupWorker(own=built.as_rank, post=ranks.post, samples_here=mesh.pipe == 1)
+
+
+def leave(why: str) -> None:
+    """A rank is lost. The step that misses it fails by itself, and with it every open request; an idle engine has none
+    and just ends, to be started again."""
+    sys.stderr.write(f"phloem: {why}\n")
+    threading.Timer(GRACE_S, os._exit, (EXIT_ENGINE,)).start()
 
 
 def null_hands(config: Config) -> Hands:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from phloem.graph.ops.model import embed, linear, rms_norm, swiglu
 from phloem.models.definition import Dims
+from phloem.parallel.layout import Cut, Layout
 
 Names = dict[str, tuple[str, str]]
 
@@ -30,6 +31,24 @@ DECODER_NAMES: Names = {
     "layers.{}.mlp.gate.weight": ("model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight"),
     "layers.{}.mlp.up.weight": ("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
     "layers.{}.mlp.down.weight": ("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight"),
+}
+
+
+DECODER_LAYOUT: Layout = {
+    "embed.weight": Cut("rows", "vocab"),
+    "lm_head.weight": Cut("rows", "vocab"),
+    "layers.{}.attention.q.weight": Cut("rows", "heads"),
+    "layers.{}.attention.k.weight": Cut("rows", "kv_heads"),
+    "layers.{}.attention.v.weight": Cut("rows", "kv_heads"),
+    "layers.{}.attention.o.weight": Cut("columns", "heads"),
+    "layers.{}.attention.q.bias": Cut("rows", "heads"),
+    "layers.{}.attention.k.bias": Cut("rows", "kv_heads"),
+    "layers.{}.attention.v.bias": Cut("rows", "kv_heads"),
+    "layers.{}.mlp.gate.weight": Cut("rows", "ffn"),
+    "layers.{}.mlp.up.weight": Cut("rows", "ffn"),
+    "layers.{}.mlp.down.weight": Cut("columns", "ffn"),
+    "layers.{}.mlp.gate.bias": Cut("rows", "ffn"),
+    "layers.{}.mlp.up.bias": Cut("rows", "ffn"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 from phloem.graph.checkpoint.checkpoint import Checkpoint
 from phloem.graph.weights import WeightRecipe
 from phloem.memory.spec import FullAttention
+from phloem.parallel.layout import Layout, Sizes
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Family:
     architectures: tuple[str, ...]  # general.architecture in GGUF
     model: Callable[[Dims], nn.Module]
     names: Mapping[str, tuple[str, str]]
+    layout: Layout = field(default_factory=dict)  # how parameters are cut along the tensor axis
     gguf_interleaves: bool = False
 
 
@@ -83,6 +85,17 @@ class ModelDefinition:
         """What each layer keeps between steps."""
         dims = self.dims
         return tuple(FullAttention(dims.num_kv_heads, dims.head_dim, window) for window in dims.windows)
+
+    @property
+    def layout(self) -> Layout:
+        """How the family's parameters are cut along the tensor axis."""
+        return self.family.layout
+
+    @property
+    def sizes(self) -> Sizes:
+        """The numbers that such cuts go by."""
+        dims = self.dims
+        return Sizes(dims.num_heads, dims.num_kv_heads, dims.head_dim, dims.ffn, dims.vocab)
 
     @property
     def vocab_size(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from phloem.graph.ops.model import attention, heads, rope
-from phloem.models.blocks import DECODER_NAMES, Decoder, Linear, bias_names
+from phloem.models.blocks import DECODER_LAYOUT, DECODER_NAMES, Decoder, Linear, bias_names
 from phloem.models.definition import Dims, Family
 
 NAMES = DECODER_NAMES | bias_names(
@@ -44,5 +44,6 @@ FAMILY = Family(
     architectures=("llama",),
     model=Llama,
     names=NAMES,
+    layout=DECODER_LAYOUT,
     gguf_interleaves=True,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from phloem.graph.ops.model import attention, heads, rope
-from phloem.models.blocks import DECODER_NAMES, Decoder, Linear
+from phloem.models.blocks import DECODER_LAYOUT, DECODER_NAMES, Decoder, Linear
 from phloem.models.definition import Dims, Family
 
 
@@ -39,5 +39,6 @@ FAMILY = Family(
     architectures=("mistral",),
     model=Mistral,
     names=DECODER_NAMES,
+    layout=DECODER_LAYOUT,
     gguf_interleaves=True,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from phloem.graph.ops.model import attention, heads, rope
-from phloem.models.blocks import DECODER_NAMES, Decoder, Linear, bias_names
+from phloem.models.blocks import DECODER_LAYOUT, DECODER_NAMES, Decoder, Linear, bias_names
 from phloem.models.definition import Dims, Family
 
 NAMES = DECODER_NAMES | bias_names("attention.q", "attention.k", "attention.v")
@@ -41,4 +41,5 @@ FAMILY = Family(
     architectures=("qwen2",),
     model=Qwen2,
     names=NAMES,
+    layout=DECODER_LAYOUT,
 )

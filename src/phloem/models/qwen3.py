@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from phloem.graph.ops.model import attention, heads, rope
-from phloem.models.blocks import DECODER_NAMES, Decoder, Linear, RmsNorm, bias_names
+from phloem.models.blocks import DECODER_LAYOUT, DECODER_NAMES, Decoder, Linear, RmsNorm, bias_names
 from phloem.models.definition import Dims, Family
 
 NAMES = (
@@ -51,4 +51,5 @@ FAMILY = Family(
     architectures=("qwen3",),
     model=Qwen3,
     names=NAMES,
+    layout=DECODER_LAYOUT,
 )

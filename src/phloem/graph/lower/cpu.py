@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import torch
 
@@ -19,10 +20,10 @@ from phloem.graph.checkpoint.checkpoint import Checkpoint
 from phloem.graph.ir import StepGraph, cache_name
 from phloem.graph.lower.ask import call_of, type_name
 from phloem.graph.lower.native import Parameter, TapeProgram
-from phloem.graph.lower.program import Capture, StepProgram
+from phloem.graph.lower.program import Capture, Collectives, StepProgram
 from phloem.graph.lower.reference import ReferenceProgram
 from phloem.graph.ops.contract import Op
-from phloem.graph.ops.vocabulary import LOWERED_OPS
+from phloem.graph.ops.vocabulary import COLLECTIVE_OPS, LOWERED_OPS
 from phloem.graph.weights import load_raw, to_torch
 from phloem.kernels.cpu import library
 from phloem.kernels.cpu.implementations import NAME as NATIVE
@@ -61,7 +62,7 @@ class NativeTarget:
             kind += ", int8 x quantized weights"
         return f"native tape, {self.pool.num_threads} threads, {kind}, weights {weights}"
 
-    def load(self, step: StepGraph, checkpoint: Checkpoint) -> Capture:
+    def load(self, step: StepGraph, checkpoint: Checkpoint, collectives: Collectives = MappingProxyType({})) -> Capture:
         """Matrices packed for the kernels, vectors in float32."""
         packer = Packer(self.library, self.pool)
         parameters: dict[str, Parameter] = {}
@@ -71,12 +72,13 @@ class NativeTarget:
             parameters[name] = (
                 packer.pack(raw, storage=self._storage(raw)) if is_matrix else to_torch(raw, torch.float32)
             )
-        return partial(self._capture, step, parameters)
+        return partial(self._capture, step, parameters, collectives)
 
     def _capture(
         self,
         step: StepGraph,
         parameters: Mapping[str, Parameter],
+        collectives: Collectives,
         *,
         caches: Sequence[torch.Tensor],
         inputs: StepInputs,
@@ -91,6 +93,7 @@ class NativeTarget:
             int8_products=self.int8_products,
             library=self.library,
             pool=self.pool,
+            collectives=collectives,
         )
 
     def _storage(self, raw: RawWeight) -> str:
@@ -115,18 +118,19 @@ class ReferenceTarget:
     def description(self) -> str:
         return f"torch references, {type_name(self.activation)} (slow: {self.reason})"
 
-    def load(self, step: StepGraph, checkpoint: Checkpoint) -> Capture:
+    def load(self, step: StepGraph, checkpoint: Checkpoint, collectives: Collectives = MappingProxyType({})) -> Capture:
         """Every parameter as a tensor of the activation type; frequencies stay float32."""
         parameters = {
             name: to_torch(load_raw(recipe, checkpoint), torch.float32 if name == "inv_freq" else self.activation)
             for name, recipe in step.recipes.items()
         }
-        return partial(self._capture, step, parameters)
+        return partial(self._capture, step, parameters, collectives)
 
     def _capture(
         self,
         step: StepGraph,
         parameters: Mapping[str, torch.Tensor],
+        collectives: Collectives,
         *,
         caches: Sequence[torch.Tensor],
         inputs: StepInputs,
@@ -135,7 +139,9 @@ class ReferenceTarget:
             cache_name(index): cache.view(cache.shape[0], 2, self.page_size, layer.num_kv_heads, layer.head_dim)
             for index, (cache, layer) in enumerate(zip(caches, step.layers, strict=True))
         }
-        return ReferenceProgram(graph=step.graph, parameters=parameters, caches=views, inputs=inputs)
+        return ReferenceProgram(
+            graph=step.graph, parameters=parameters, caches=views, inputs=inputs, collectives=collectives
+        )
 
 
 Target = NativeTarget | ReferenceTarget
@@ -170,7 +176,7 @@ def pick_target(step: StepGraph, *, dtype: str, quantize: str, page_size: int, n
 def refusal(step: StepGraph, *, machine: Machine, activation: torch.dtype, page_size: int) -> str | None:
     """Why some op of the graph has no native implementation here, in the registry's words; None if all have."""
     for node in step.graph.nodes:
-        if isinstance(node.target, Op):
+        if isinstance(node.target, Op) and node.target.name not in COLLECTIVE_OPS:
             # packing finds every weight a storage, so any will do here
             call = call_of(node, activation=activation, storage="bf16", page_size=page_size)
             choice = REGISTRY.select(machine, call)

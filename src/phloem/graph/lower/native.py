@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import fx
 from phloem.graph.capture.inputs import StepDims, StepInputs
 from phloem.graph.cost import StepLoad
 from phloem.graph.ir import ATTENTION_META, spec_of
+from phloem.graph.lower.between import Between, function_of, is_between, makes_logits
 from phloem.graph.lower.buffers import place_buffers, resolve
-from phloem.graph.lower.program import OpTime, op_time
+from phloem.graph.lower.program import Collectives, OpTime, op_time
 from phloem.graph.ops.contract import Op
 from phloem.kernels.cpu.int8_rows import Int8Rows
 from phloem.kernels.cpu.library import Library, Pool
@@ -25,7 +27,10 @@ Parameter = PackedWeight | torch.Tensor
 
 
 class TapeProgram:
-    """A lowered graph captured as a tape: one native call a step, the most likely tokens included."""
+    """A lowered graph captured as a tape: one native call a step, the most likely tokens included.
+
+    Where the graph is one rank's part, the tape is cut at every op that needs the other ranks.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class TapeProgram:
         int8_products: bool,
         library: Library,
         pool: Pool,
+        collectives: Collectives = MappingProxyType({}),
     ) -> None:
         self.inputs = inputs
         self._pool = pool
@@ -52,17 +58,26 @@ class TapeProgram:
             inputs=inputs,
             page_size=page_size,
             int8_products=int8_products,
+            collectives=collectives,
         )
         self._logits = emitter.emit(graph)
+        self._betweens = emitter.betweens
         self._spans = emitter.spans
         self._parameters = parameters
         self._best_ids = torch.empty(max_tokens, dtype=torch.int32)
         self._best_values = torch.empty(max_tokens, dtype=torch.float32)
-        self._tape.argmax(self._logits, self._best_ids, self._best_values)
+        if makes_logits(graph):
+            self._tape.argmax(self._logits, self._best_ids, self._best_values)
 
     def run(self, dims: StepDims) -> torch.Tensor:
         """Logits `[num_logits, vocabulary]` float32, valid until the next run."""
-        self._tape.run(Dims(dims.num_tokens, dims.num_logits, dims.num_rows, dims.num_shared))
+        sizes = Dims(dims.num_tokens, dims.num_logits, dims.num_rows, dims.num_shared)
+        start = 0
+        for stop, between in self._betweens:
+            self._tape.run_part(slice(start, stop), sizes)
+            between.run(dims)
+            start = stop
+        self._tape.run_part(slice(start, len(self._tape)), sizes)
         return self._logits[: dims.num_logits]
 
     def argmax(self, dims: StepDims) -> Sequence[int] | None:
@@ -98,6 +113,8 @@ class _Emitter:
     int8_buffers: list[Int8Rows] = field(default_factory=list)
     quantized: dict[fx.Node, Int8Rows] = field(default_factory=dict)
     spans: list[tuple[fx.Node, slice]] = field(default_factory=list)  # the instructions of each op
+    collectives: Collectives = field(default_factory=dict)
+    betweens: list[tuple[int, Between]] = field(default_factory=list)  # the instruction that each comes before
 
     def emit(self, graph: fx.Graph) -> torch.Tensor:
         """Emit every node; returns the buffer of the logits."""
@@ -112,7 +129,9 @@ class _Emitter:
             "select_rows": self._select_rows,
         }
         for node in graph.nodes:
-            if isinstance(node.target, Op):
+            if is_between(node):
+                self._between(node)
+            elif isinstance(node.target, Op):
                 first = len(self.tape)
                 rules[node.target.name](node)
                 self.spans.append((node, slice(first, len(self.tape))))
@@ -121,6 +140,12 @@ class _Emitter:
             else:
                 assert node.op != "call_function" or node.target is operator.getitem, f"{node} is not lowered"
         raise AssertionError("the graph has no output")
+
+    def _between(self, node: fx.Node) -> None:
+        arguments = [self._value(arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
+        counts_logits = _rows(node) is Rows.LOGITS
+        call = Between(function_of(node, self.collectives), arguments, self.buffers[node], counts_logits)
+        self.betweens.append((len(self.tape), call))
 
     def _embed(self, node: fx.Node) -> None:
         token_ids, weight = node.args

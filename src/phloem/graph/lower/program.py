@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import fx
@@ -53,6 +53,10 @@ class StepProgram(Protocol):
 
     def close(self) -> None:
         """Give back threads and memory."""
+
+
+Collectives = Mapping[str, Callable[..., Any]]
+"""The functions behind collective ops, by op name: what `parallel.comm.Comm.bound` returns."""
 
 
 class Capture(Protocol):

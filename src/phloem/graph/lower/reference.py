@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import fx
 
 from phloem.graph.capture.inputs import StepDims, StepInputs
 from phloem.graph.cost import StepLoad
-from phloem.graph.lower.program import OpTime, op_time
+from phloem.graph.lower.program import Collectives, OpTime, op_time
 from phloem.graph.ops.contract import Op
 
 
@@ -30,8 +31,10 @@ class ReferenceProgram:
         parameters: Mapping[str, torch.Tensor],
         caches: Mapping[str, torch.Tensor],
         inputs: StepInputs,
+        collectives: Collectives = MappingProxyType({}),
     ) -> None:
         self.inputs = inputs
+        self._collectives = collectives
         self._nodes = list(graph.nodes)
         self._parameters = parameters
         self._caches = caches
@@ -40,7 +43,7 @@ class ReferenceProgram:
     @torch.inference_mode()
     def run(self, dims: StepDims) -> torch.Tensor:
         """Logits `[num_logits, vocabulary]` float32."""
-        return self._interpret(dims, _call)
+        return self._interpret(dims, self._call)
 
     def _interpret(self, dims: StepDims, call: Callable[[fx.Node, Mapping[fx.Node, Any]], Any]) -> torch.Tensor:
         values: dict[fx.Node, Any] = {}
@@ -67,7 +70,7 @@ class ReferenceProgram:
 
         def timed(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
             began_s = time.perf_counter()
-            result = _call(node, values)
+            result = self._call(node, values)
             if isinstance(node.target, Op):
                 times.append(op_time(node, time.perf_counter() - began_s, load=load, stored=self._stored))
             return result
@@ -85,12 +88,13 @@ class ReferenceProgram:
     def close(self) -> None:
         """Nothing to give back."""
 
-
-def _call(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    args: tuple[Any, ...] = fx.node.map_arg(node.args, values.__getitem__)
-    target: Any = node.target
-    assert isinstance(target, Op) or target in (operator.add, operator.getitem), f"{target} is not lowered"
-    return target(*args)
+    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        args: tuple[Any, ...] = fx.node.map_arg(node.args, values.__getitem__)
+        target: Any = node.target
+        if isinstance(target, Op):
+            return self._collectives.get(target.name, target)(*args)
+        assert target in (operator.add, operator.getitem), f"{target} is not lowered"
+        return target(*args)
 
 
 def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from phloem.graph.ops import lowered, model
+from phloem.graph.ops import collective, lowered, model
 from phloem.graph.ops.contract import Op
 
 
@@ -24,4 +24,12 @@ LOWERED_OPS = _by_name(
     lowered.silu_mul,
     lowered.select_rows,
 )
-OPS: Mapping[str, Op] = MappingProxyType({**MODEL_OPS, **LOWERED_OPS, "columns": model.columns})
+COLLECTIVE_OPS = _by_name(
+    collective.all_reduce,
+    collective.all_gather,
+    collective.local_ids,
+    collective.owned_rows,
+    collective.receive,
+    collective.send,
+)  # bound to a Comm when a graph is lowered, whatever the machine
+OPS: Mapping[str, Op] = MappingProxyType({**MODEL_OPS, **LOWERED_OPS, **COLLECTIVE_OPS, "columns": model.columns})

@@ -285,6 +285,13 @@ class Tape:
         sealed = self._seal(dims)
         self._library.run(self._pool.address, sealed, len(sealed), ctypes.byref(self._dims))
 
+    def run_part(self, part: slice, dims: Dims) -> None:
+        """Execute the instructions part.start .. part.stop - 1 only."""
+        sealed = self._seal(dims)
+        if part.stop > part.start:
+            first = ctypes.byref(sealed, part.start * ctypes.sizeof(Instruction))
+            self._library.run(self._pool.address, first, part.stop - part.start, ctypes.byref(self._dims))
+
     def profile(self, dims: Dims) -> list[float]:
         """The same, instruction by instruction; seconds of each."""
         sealed, times = self._seal(dims), []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import torch
 
 from phloem.core.clock import MonotonicClock
@@ -19,8 +21,11 @@ from phloem.memory.budget import PageBudget, free_host_bytes, solve_pages
 from phloem.memory.pool.kv import KvPool
 from phloem.models.catalog import define_dummy, define_model
 from phloem.models.definition import ModelDefinition
+from phloem.parallel.comm import Comm
+from phloem.parallel.mesh import ALONE, Place
 from phloem.runtime.exec.build_cuda import build_on_cuda
 from phloem.runtime.exec.built import BuiltWorker, Report, built, timed
+from phloem.runtime.exec.fingerprint import fingerprint
 from phloem.runtime.exec.rows import RowStore
 from phloem.runtime.exec.worker import Worker
 from phloem.runtime.grammar.grammars import Grammars, no_vocabulary
@@ -46,19 +51,25 @@ def build_worker(
     overlap_depth: int | None,
     report: Report,
     tokenizer_json: Callable[[], str] | None = None,
+    place: Place = ALONE,
+    meeting: str = "",
 ) -> BuiltWorker:
     """Everything between a checkpoint (a path, or "dummy:<name>") and a worker; CallerErrors name what to change.
 
     `device` "auto" is the GPU where torch finds one and it serves these options. `overlap_depth` None: 1 there, 0 on
     a CPU, where planning and computing share the cores. `tokenizer_json` is called when the first constraint comes;
-    without it none can be served.
+    without it none can be served. At a `place` of a larger mesh this is one rank, which meets the others at the
+    address `meeting` (parallel.comm); threads are then divided among the ranks of a machine.
     """
-    num_threads = _num_threads(threads)
+    num_threads = _num_threads(threads, place)
     torch.set_num_threads(num_threads)
     with timed("open checkpoint", report):
         definition = _define(model, max_model_len)
     grammars = _grammars(definition, tokenizer_json)
-    if device == "cuda" or (device == "auto" and cuda.serves(dtype=dtype, quantize=quantize)):
+    if place.mesh.size > 1 and device == "cuda":
+        raise ConfigError("--tp and --pp run on CPUs only so far; choose --device cpu", field="device")
+    alone = place.mesh.size == 1
+    if device == "cuda" or (alone and device == "auto" and cuda.serves(dtype=dtype, quantize=quantize)):
         return build_on_cuda(
             definition,
             dtype=dtype,
@@ -85,6 +96,8 @@ def build_worker(
         overlap_depth=overlap_depth or 0,
         report=report,
         grammars=grammars,
+        place=place,
+        meeting=meeting,
     )
 
 
@@ -102,16 +115,19 @@ def _build_on_cpu(
     overlap_depth: int,
     report: Report,
     grammars: Grammars,
+    place: Place,
+    meeting: str,
 ) -> BuiltWorker:
     _expect_room(definition, quantize=quantize, free_bytes=free_host_bytes())
     with timed("build graph", report):
-        step = compile_graph(definition)
+        step = compile_graph(definition, place=place)
         target = pick_target(step, dtype=dtype, quantize=quantize, page_size=page_size, num_threads=num_threads)
+    comm = Comm.meet(place, address=meeting, device=torch.device("cpu"))
     with timed("load weights", report):
-        capture = target.load(step, definition.checkpoint)
+        capture = target.load(step, definition.checkpoint, comm.bound(target.activation))
     with timed("KV pool", report):
         budget = solve_pages(
-            layers=definition.layers,
+            layers=step.layers,
             page_size=page_size,
             bytes_per_element=target.activation.itemsize,
             model_context=definition.max_context,
@@ -120,8 +136,9 @@ def _build_on_cpu(
             free_bytes=free_host_bytes(),
             memory_gb=memory_gb,
         )
+        budget = agreed(budget, comm)
         pool = KvPool(
-            layers=definition.layers,
+            layers=step.layers,
             num_pages=budget.num_pages,
             page_size=page_size,
             dtype=target.activation,
@@ -131,8 +148,18 @@ def _build_on_cpu(
         inputs = StepInputs(StepLimits(max_step_tokens, max_running, budget.pages_per_sequence))
         program = capture(caches=pool.layers, inputs=inputs)
     rows = _rows(definition, budget, page_size=page_size, max_running=max_running, grammars=grammars)
-    worker = Worker(program=program, pool=pool, rows=rows, clock=MonotonicClock(), overlap_depth=overlap_depth)
-    return built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth, grammars=grammars)
+    worker = Worker(
+        program=program,
+        pool=pool,
+        rows=rows,
+        clock=MonotonicClock(),
+        overlap_depth=overlap_depth,
+        samples=place.pipe.is_last,
+        close_comm=comm.close,
+    )
+    made = built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth, grammars=grammars)
+    options = f"{target.description} {page_size} {budget.num_pages} {max_running} {max_step_tokens}"
+    return replace(made, as_rank=worker, fingerprint=fingerprint(definition.checkpoint, options=options))
 
 
 def _grammars(definition: ModelDefinition, tokenizer_json: Callable[[], str] | None) -> Grammars:
@@ -141,8 +168,15 @@ def _grammars(definition: ModelDefinition, tokenizer_json: Callable[[], str] | N
     return Grammars(lambda: Vocabulary(tokenizer_json(), definition.vocab_size, definition.eos_ids))
 
 
-def _num_threads(threads: int | None) -> int:
-    available = len(os.sched_getaffinity(0))
+def agreed(budget: PageBudget, comm: Comm) -> PageBudget:
+    """The pool that every rank can hold: plans name the same pages everywhere."""
+    return msgspec.structs.replace(
+        budget, num_pages=comm.agree(budget.num_pages), max_model_len=comm.agree(budget.max_model_len)
+    )
+
+
+def _num_threads(threads: int | None, place: Place) -> int:
+    available = max(1, len(os.sched_getaffinity(0)) // place.mesh.size)
     if threads is not None and threads > available:
         raise ConfigError(
             f"--threads {threads} is more than the {available} cores this process may use", field="threads"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from phloem.memory.budget import PageBudget
 from phloem.models.definition import ModelDefinition
+from phloem.runtime.exec.group import RankWorker
 from phloem.runtime.grammar.grammars import Grammars
 from phloem.runtime.loop import Worker as AnyWorker
 
@@ -20,7 +21,8 @@ Report = Callable[[str, float], None]
 class BuiltWorker:
     """A worker and what the scheduler and the front end must know of it. `memory` is the pool's arithmetic in words,
     `backend` what runs the model, `overlap_depth` how many steps may be planned ahead, `grammars` what compiles the
-    constraints of its rows."""
+    constraints of its rows. `fingerprint` is what all ranks of a replica must have in common, `as_rank` the worker as one
+    of them, where it can be one."""
 
     worker: AnyWorker
     num_pages: int
@@ -31,6 +33,8 @@ class BuiltWorker:
     backend: str
     overlap_depth: int
     grammars: Grammars
+    fingerprint: str = ""
+    as_rank: RankWorker | None = None
 
 
 def built(

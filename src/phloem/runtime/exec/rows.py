@@ -67,6 +67,12 @@ class RowStore:
         self.known[row] = known
         return tokens
 
+    def learn(self, row: int, tokens: Sequence[int]) -> None:
+        """Tokens become known that another rank sampled."""
+        known = int(self.known[row])
+        self.tokens[row, known : known + len(tokens)] = tokens
+        self.known[row] = known + len(tokens)
+
     def sampling(self, row: int) -> SamplingState:
         """The sampling state of a row that has started and not ended."""
         state = self._sampling[row]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -45,14 +46,27 @@ class Worker:
     """Owns the rows and applies plans in the order they come.
 
     With `overlap_depth` 0 a step runs inside `submit`; otherwise on a thread of its own, so that the caller plans the
-    next one meanwhile. Steps never run at the same time: a plan sees what all plans before it did.
+    next one meanwhile. Steps never run at the same time: a plan sees what all plans before it did. A stage of a pipeline
+    that is not the last `samples` nothing: it is told (`learn`) what the last one did.
     """
 
-    def __init__(self, *, program: StepProgram, pool: KvPool, rows: RowStore, clock: Clock, overlap_depth: int) -> None:
+    def __init__(
+        self,
+        *,
+        program: StepProgram,
+        pool: KvPool,
+        rows: RowStore,
+        clock: Clock,
+        overlap_depth: int,
+        samples: bool = True,
+        close_comm: Callable[[], None] = lambda: None,
+    ) -> None:
         self._program = program
         self._pool = pool
         self._rows = rows
         self._clock = clock
+        self._samples = samples
+        self._close_comm = close_comm
         self._masks = MaskThread()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="phloem-step") if overlap_depth else None
 
@@ -69,6 +83,11 @@ class Worker:
         future.set_result(self._step(plan))  # raises here, as Handle.wait would
         return Handle(future)
 
+    def learn(self, learned: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+        """Tokens that another rank sampled for rows, in order, before the next plan."""
+        for row, tokens in learned:
+            self._rows.learn(row, tokens)
+
     def profile(self, plan: StepPlan, load: StepLoad) -> list[OpTime]:
         """Compute a plan op by op and time each; nothing is sampled, nor counted as computed, so it may be repeated."""
         self._rows.apply(plan)
@@ -81,6 +100,7 @@ class Worker:
             self._thread.shutdown()
         self._masks.close()
         self._program.close()
+        self._close_comm()
 
     def _step(self, plan: StepPlan) -> StepResult:
         began_s = self._clock.now_s()
@@ -97,6 +117,10 @@ class Worker:
     def _compute(self, plan: StepPlan, began_s: float) -> StepResult:
         """The rows of `plan` are up to date: run the model over them, then look at what came out."""
         dims = fill_inputs(plan=plan, rows=self._rows, inputs=self._program.inputs)
+        if not self._samples:
+            self._program.run(dims)
+            self._rows.advance(np.asarray(plan.rows), np.asarray(plan.num_tokens))
+            return StepResult(step=plan.step, elapsed_s=self._clock.now_s() - began_s)
         under_way = self._masks.start(self._matchers(plan))
         try:
             logits = self._program.run(dims)

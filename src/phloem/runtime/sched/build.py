@@ -21,6 +21,7 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     policy: PolicyName = "fcfs"
     seed: int = 0
     prefix_cache: bool = True
+    num_micro_batches: int = 1
 
 
 def make_scheduler(settings: SchedulerSettings) -> Scheduler:
@@ -34,4 +35,5 @@ def make_scheduler(settings: SchedulerSettings) -> Scheduler:
         eos_token_ids=settings.eos_token_ids,
         seed=settings.seed,
         prefix_cache=settings.prefix_cache,
+        num_micro_batches=settings.num_micro_batches,
     )

@@ -17,13 +17,21 @@ class Intake:
     """Gives requests and sequences their serial numbers, seeds, namespaces and limits."""
 
     def __init__(
-        self, *, pool_tokens: int, max_model_len: int, eos_token_ids: Seq[int], seed: int, prefix_cache: bool
+        self,
+        *,
+        pool_tokens: int,
+        max_model_len: int,
+        eos_token_ids: Seq[int],
+        seed: int,
+        prefix_cache: bool,
+        is_pipelined: bool,
     ) -> None:
         self.max_prompt_len = min(max_model_len, pool_tokens) - 1
         self._max_known = min(max_model_len, pool_tokens + 1)  # the last token is never computed, so it needs no page
         self._eos_token_ids = frozenset(eos_token_ids)
         self._seed = seed
         self._prefix_cache = prefix_cache
+        self._is_pipelined = is_pipelined
         self._num_requests = self._num_sequences = 0
 
     def refusal(self, submit: Submit) -> CallerError | None:
@@ -58,6 +66,7 @@ class Intake:
                 namespace=namespace,
                 max_known=self._max_known,
                 eos_token_ids=self._eos_token_ids,
+                is_pipelined=self._is_pipelined,
             )
             request.sequences.append(sequence)
             self._num_sequences += 1

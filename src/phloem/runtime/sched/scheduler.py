@@ -43,6 +43,7 @@ class Scheduler:
         eos_token_ids: Seq[int] = (),
         seed: int = 0,
         prefix_cache: bool = True,
+        num_micro_batches: int = 1,
     ) -> None:
         self._intake = Intake(
             pool_tokens=ledger.num_pages * ledger.page_size,
@@ -50,10 +51,12 @@ class Scheduler:
             eos_token_ids=eos_token_ids,
             seed=seed,
             prefix_cache=prefix_cache,
+            is_pipelined=num_micro_batches > 1,
         )
         self._ledger = ledger
         self._policy = policy
         self._max_step_tokens = max_step_tokens
+        self._num_micro_batches = num_micro_batches
         # never more rows than a step has tokens: all that decode advance in every step
         self._residents = Residents(ledger=ledger, max_rows=min(max_rows, max_step_tokens))
         self._waiting = WaitingQueue(policy)
@@ -171,15 +174,16 @@ class Scheduler:
 
     def _continue_running(self, draft: Draft) -> Sequence | None:
         """One token for each that decodes, then chunks for those that have more to compute. Returns the first that
-        found no page."""
+        found no page. In a pipeline a plan takes its share of them: the others are in the plans before and after it."""
         short: Sequence | None = None
         behind = []
         extend = self._residents.extend
+        share = -(-len(self._residents.running) // self._num_micro_batches)
         for sequence in self._residents.running.values():
             num_tokens = sequence.num_to_plan
             if num_tokens > 1:
                 behind.append(sequence)
-            elif num_tokens == 1 and not extend(sequence, 1, draft):
+            elif num_tokens == 1 and len(draft.rows) < share and not extend(sequence, 1, draft):
                 short = short or sequence
         for sequence in sorted(behind, key=self._standing):
             num_tokens = min(sequence.num_to_plan, draft.budget)

@@ -62,11 +62,12 @@ class Request:
 
 class Sequence:
     """One choice. The invariant: num_computed <= num_planned <= num_expected, and len(tokens) <= num_expected, where
-    `num_expected` counts the known tokens and those that plans in flight will sample; of a constrained one, the known
-    tokens only: one result may bring it several, so nothing of it is planned ahead of a result."""
+    `num_expected` counts the known tokens and those that plans in flight will sample; of one that awaits results, the
+    known tokens only: nothing of it is planned ahead, as one result may bring several (a constraint's forced tokens), or
+    as the ranks that plan on do not see what others sample (a pipeline)."""
 
     __slots__ = (
-        "candidate", "choice", "end_tokens", "holding", "is_constrained", "key", "limit", "max_tokens", "min_known",
+        "awaits_results", "candidate", "choice", "end_tokens", "holding", "key", "limit", "max_tokens", "min_known",
         "namespace", "num_computed", "num_expected", "num_in_flight", "num_planned", "num_prompt",
         "num_prompt_logprobs", "num_to_compute", "phase", "publish_at", "reports_prompt", "request", "row", "seed",
         "sequence_id", "tokens",
@@ -83,6 +84,7 @@ class Sequence:
         namespace: str,
         max_known: int,
         eos_token_ids: frozenset[int],
+        is_pipelined: bool = False,
     ) -> None:
         submit, sampling = request.submit, request.submit.sampling
         self.request = request
@@ -100,7 +102,7 @@ class Sequence:
         self.num_to_compute = max(self.num_prompt, self.limit - 1)  # the last token is never computed
         own_ends = frozenset(sampling.stop_token_ids)
         self.end_tokens = own_ends if sampling.ignore_eos else own_ends | eos_token_ids
-        self.is_constrained = sampling.constraint is not None
+        self.awaits_results = is_pipelined or sampling.constraint is not None
         self.reports_prompt = choice == 0 and sampling.prompt_logprobs is not None
         self.num_prompt_logprobs = min(sampling.prompt_logprobs_start, self.num_prompt - 1)  # reported, or not wanted
         self.phase = Phase.WAITING
@@ -160,7 +162,7 @@ class Sequence:
         self.num_planned = end = start + num_tokens
         self.num_in_flight += 1
         samples = end == self.num_expected and end < self.limit
-        if samples and not self.is_constrained:
+        if samples and not self.awaits_results:
             self.num_expected += 1
         if self.reports_prompt and start < self.num_prompt - 1 and end > self.num_prompt_logprobs:
             return ALL_LOGITS

@@ -1,0 +1,94 @@
+"""The processes of a replica beside rank 0: started, watched and ended by the engine process.
+
+Each gets its order on standard input, which stays open as long as rank 0 lives: its end ends the rank, so no orphan
+stays. On one machine they meet at a file, plans travel over shared memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from phloem.core.config import Config
+from phloem.parallel.mailroom import DeciderPost, shared_memory_works
+from phloem.parallel.mesh import Mesh
+
+START_TIMEOUT_S = 600.0
+"""For the slowest rank to load its weights."""
+
+
+class RankOrder(msgspec.Struct, frozen=True):
+    """What one rank is told. `model` is a path, or dummy:<name>."""
+
+    config: Config
+    model: str
+    rank: int
+    meeting: str
+    plans: str
+    results: str
+
+    @property
+    def mesh(self) -> Mesh:
+        """The replica's mesh."""
+        return mesh_of(self.config)
+
+    def source(self) -> Path | str:
+        """The model as build_worker wants it."""
+        return self.model if self.model.startswith("dummy:") else Path(self.model)
+
+
+def mesh_of(config: Config) -> Mesh:
+    """The mesh that the options ask for."""
+    return Mesh(pipe=config.pp, tensor=config.tp)
+
+
+class Ranks:
+    """Ranks 1 .. n - 1 of one replica on this machine, and the post to them. `on_lost` as in DeciderPost."""
+
+    def __init__(self, *, config: Config, source: Path | str, on_lost: Callable[[str], None]) -> None:
+        memory = Path("/dev/shm")
+        self._folder = Path(tempfile.mkdtemp(prefix="phloem-ranks-", dir=memory if memory.is_dir() else None))
+        self.meeting = f"file://{self._folder}/meeting"
+        results = f"ipc://{self._folder}/results"
+        plans = f"file://{self._folder}/plans" if shared_memory_works() else f"ipc://{self._folder}/plans"
+        mesh = mesh_of(config)
+        self.description = f"{mesh.size} ranks (tp {mesh.tensor}, pp {mesh.pipe})"
+        self.post = DeciderPost(plans=plans, results=results, num_ranks=mesh.size, on_lost=on_lost)
+        order = RankOrder(config, str(source), 0, self.meeting, plans, results)
+        self._processes = [_start(msgspec.structs.replace(order, rank=rank)) for rank in range(1, mesh.size)]
+
+    def end(self) -> None:
+        """End whoever has not ended by itself, and remove what they shared."""
+        for process in self._processes:
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1.0)
+            process.kill()
+            process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _start(order: RankOrder) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-P", "-m", "phloem.launch.rank"], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it died at once: its silence says so
+        process.stdin.write(msgspec.json.encode(order) + b"\n")
+        process.stdin.flush()
+    return process
+
+
+def die_with(stdin: int, exit_code: int) -> None:
+    """Wait for the end of standard input, then end this process, wherever it is."""
+    while os.read(stdin, 1):  # nothing more is ever written
+        pass
+    os._exit(exit_code)

@@ -1,0 +1,165 @@
+"""Collectives by axis: the one owner of process groups.
+
+    comm = Comm.meet(place, address="file:///run/x/store", device=torch.device("cpu"))
+    comm.all_reduce(x, "tensor")
+
+The processes of a mesh meet at a store, a file on one machine or a TCP address between several, and open one group for
+each axis they share: gloo on a CPU, NCCL on GPUs. There is no default group. Every call has a time-out: a neighbour that
+died or hangs becomes a RankLost within `timeout_s`, never a hang.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+from torch.distributed import FileStore, PrefixStore, ProcessGroupGloo, TCPStore
+
+from phloem.core.errors import EngineDead
+from phloem.parallel.mesh import AXES, Part, Place
+
+STEP_TIMEOUT_S = 4.0
+"""Ranks compute the same step at the same time: none is this late without having died."""
+MAX_SENDING = 16
+"""Activations on their way to the next stage; each is kept until it has left."""
+MEET_TIMEOUT_S = 120.0
+"""Until all have imported torch; then they load weights, each at its own speed, before the first step."""
+
+
+class RankLost(EngineDead):
+    """A neighbour did not answer in time: it died, hangs or computes something else. The whole group must go."""
+
+    code = "rank_lost"
+
+
+class Comm:
+    """One process's groups. Tensors are contiguous; all ranks of an axis call the same things in the same order."""
+
+    def __init__(self, place: Place, groups: Mapping[str, Any], *, on_host: bool) -> None:
+        self.place = place
+        self._groups = groups
+        self._on_host = on_host
+        self._sending: deque[tuple[Any, Tensor]] = deque()
+
+    @staticmethod
+    def meet(place: Place, *, address: str, device: torch.device, timeout_s: float = STEP_TIMEOUT_S) -> Comm:
+        """Wait for the others at `address` and open the groups. RankLost when they do not come."""
+        store = open_store(address, place)
+        groups: dict[str, Any] = {}
+        for axis, part in (("pipe", place.pipe), ("tensor", place.tensor)):
+            if part.size > 1:
+                name = f"{axis}:{'-'.join(map(str, place.neighbours(axis)))}"
+                groups[axis] = _guarded(lambda n=name, p=part: _open_group(PrefixStore(n, store), p, device, timeout_s))
+        return Comm(place, groups, on_host=device.type == "cpu")
+
+    def all_reduce(self, x: Tensor, axis: str) -> Tensor:
+        """x, in place, as the sum over the axis; the same bits on every rank."""
+        group = self._groups.get(axis)
+        if group is not None and x.numel():
+            self._wait(lambda: group.allreduce([x]))
+        return x
+
+    def all_gather(self, x: Tensor, axis: str, widths: tuple[int, ...]) -> Tensor:
+        """The columns of every rank side by side, `[rows, sum(widths)]`; `widths` may differ by rank."""
+        group = self._groups.get(axis)
+        if group is None or not x.numel():
+            return x.new_empty(x.shape[0], sum(widths)) if group is not None else x
+        widest = max(widths)
+        mine = x if x.shape[1] == widest else torch.nn.functional.pad(x, (0, widest - x.shape[1]))
+        parts = [torch.empty_like(mine) for _ in widths]
+        self._wait(lambda: group.allgather([parts], [mine.contiguous()]))
+        return torch.cat([part[:, :width] for part, width in zip(parts, widths, strict=True)], dim=1)
+
+    def agree(self, value: int) -> int:
+        """The least of all ranks' values, over every axis; each rank calls it once."""
+        for axis in AXES:
+            group = self._groups.get(axis)
+            if group is not None:
+                tensor = torch.tensor([-value], device=None if self._on_host else "cuda")
+                options = torch.distributed.AllreduceOptions()
+                options.reduceOp = torch.distributed.ReduceOp.MAX
+                self._wait(lambda g=group, t=tensor, o=options: g.allreduce([t], o))
+                value = -int(tensor.item())
+        return value
+
+    def receive(self, token_ids_T: Tensor, width: int, axis: str, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What the stage before sent for these tokens: x `[T, width]` in `dtype`, residual `[T, width]` float32."""
+        group, source = self._groups[axis], self._index(axis) - 1
+        x = torch.empty(token_ids_T.shape[0], width, dtype=dtype, device=token_ids_T.device)
+        residual = torch.empty_like(x, dtype=torch.float32)
+        for part in (x, residual):
+            self._wait(lambda p=part: group.recv([p], source, 0))
+        return x, residual
+
+    def send(self, x: Tensor, residual: Tensor, axis: str) -> Tensor:
+        """To the stage after, without waiting for it to take them: this stage goes on with the next micro-batch."""
+        group, target = self._groups[axis], self._index(axis) + 1
+        while len(self._sending) >= MAX_SENDING:
+            work, _ = self._sending.popleft()
+            _guarded(work.wait)
+        for part in (x.clone(), residual.clone()):  # the buffers are the next step's, too
+            self._sending.append((_guarded(lambda p=part: group.send([p], target, 0)), part))
+        return residual
+
+    def bound(self, activation: torch.dtype) -> Mapping[str, Callable[..., Any]]:
+        """The collective ops of a graph as functions of this process."""
+        return {
+            "all_reduce": self.all_reduce,
+            "all_gather": self.all_gather,
+            "receive": partial(self.receive, dtype=activation),
+            "send": self.send,
+        }
+
+    def close(self) -> None:
+        """Close the groups: in flight is nothing any more."""
+        self._sending.clear()
+        self._groups = {}
+
+    def _index(self, axis: str) -> int:
+        return (self.place.pipe if axis == "pipe" else self.place.tensor).index
+
+    def _wait(self, start: Callable[[], Any]) -> None:
+        _guarded(lambda: start().wait())
+
+
+def open_store(address: str, place: Place) -> Any:
+    """The store at file:///path or tcp://host:port, where rank 0 listens. RankLost when it cannot be reached."""
+    url = urlsplit(address)
+    if url.scheme == "file":
+        return FileStore(url.path, place.mesh.size)
+    return _guarded(
+        lambda: TCPStore(
+            url.hostname or "127.0.0.1",
+            url.port or 0,
+            place.mesh.size,
+            place.rank == 0,
+            timeout=timedelta(seconds=MEET_TIMEOUT_S),
+        )
+    )
+
+
+def _open_group(store: Any, part: Part, device: torch.device, timeout_s: float) -> Any:
+    store.set_timeout(timedelta(seconds=MEET_TIMEOUT_S))
+    if device.type == "cuda":
+        from torch.distributed import ProcessGroupNCCL
+
+        nccl = ProcessGroupNCCL.Options()
+        nccl._timeout = timedelta(seconds=timeout_s)
+        return ProcessGroupNCCL(store, part.index, part.size, nccl)
+    options = ProcessGroupGloo._Options()
+    options._timeout = timedelta(seconds=timeout_s)
+    options._devices = [ProcessGroupGloo.create_default_device()]
+    return ProcessGroupGloo(store, part.index, part.size, options)
+
+
+def _guarded(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except RuntimeError as error:  # torch raises DistStoreError, DistBackendError and plain ones alike
+        raise RankLost(f"another process of this replica does not answer: {str(error).splitlines()[0]}") from error
