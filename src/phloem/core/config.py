@@ -1,4 +1,4 @@
-"""Every option there is, once: name, type, bounds, default, help. The command line is generated from this struct."""
+"""Every option there is, once: name, type, bounds, default,help. The command line is generated from this struct."""
 
 from __future__ import annotations
 
@@ -82,4 +82,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least severe line logged")] = (
         "info"
     )
+    max_restarts: Annotated[
+        int | None,
+        Meta(
+            description="times a dead engine is replaced before the server exits; default: 3 with --tp or --pp, else 0"
+        ),
+    ] = None
     record: Annotated[str | None, Meta(description="file that every decision is recorded to, for replay")] = None

@@ -21,15 +21,14 @@ def verify(
 ) -> dict[fx.Node, Specs]:
     """The spec of every node. GraphError, naming pass and node, unless: nodes are in order and none is dead; each op is
     known (and, where `lowered`, of the lowered vocabulary); the shape rules agree with each other and with the specs on
-    the nodes; inputs are declared ones, and of a lowered, `whole` model all; parameters and recipes match one to one; the
-    output is float32, `[rows, width]`."""
+    the nodes; inputs are declared ones, and of a lowered, `whole` model all; parameters and recipes match one to one;
+    the output is float32, `[rows, width]`."""
     try:
         stage.graph.lint()
     except RuntimeError as error:
         raise GraphError(f"after {stage.name}: {error}") from error
-    allowed = {id(op) for op in ({**LOWERED_OPS, **COLLECTIVE_OPS} if lowered else OPS).values()} | {
-        id(operator.getitem)
-    }
+    ops = {**LOWERED_OPS, **COLLECTIVE_OPS} if lowered else OPS
+    allowed = {id(op) for op in ops.values()} | {id(operator.getitem)}
     allowed |= set() if lowered else {id(operator.add)}
     for node in stage.graph.nodes:
         if node.op == "call_function" and id(node.target) not in allowed:

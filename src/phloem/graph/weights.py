@@ -1,7 +1,7 @@
 """Weight recipes: how each parameter of a graph is made from the tensors of a checkpoint, and the loader that does it.
 
-A pass that merges or cuts parameters writes the new recipe; loading follows it tensor by tensor. Work on rows and on whole
-blocks of columns is done on the bytes as stored, so a quantized weight stays quantized; where parts of different
+A pass that merges or cuts parameters writes the new recipe; loading follows it tensor by tensor. Work on rows and on
+whole blocks of columns is done on the bytes as stored, so a quantized weight stays quantized; where parts of different
 encodings are joined, or a cut divides a block, they become float32.
 """
 

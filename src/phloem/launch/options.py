@@ -27,8 +27,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "seed",
     ),
     "machine": ("device", "threads", "memory_gb", "page_size"),
+    "parallelism": ("tp", "pp"),
     "scheduling": ("policy", "max_running", "max_step_tokens", "max_queue", "overlap", "prefix_cache"),
-    "server": ("host", "port", "api_key", "max_body_mb", "drain_timeout_s", "log_level", "record"),
+    "server": ("host", "port", "api_key", "max_body_mb", "drain_timeout_s", "log_level", "max_restarts", "record"),
 }
 """Where each option stands in `--help`; a test compares it with the fields of Config."""
 
@@ -42,6 +43,7 @@ OFFLINE_OMITS = (
     "api_key",
     "max_body_mb",
     "drain_timeout_s",
+    "max_restarts",
 )
 """Options that mean nothing without a server."""
 

@@ -19,12 +19,8 @@ class EngineProcess:
     """
 
     def __init__(self, order: Order) -> None:
-        command = [sys.executable, "-P", "-m", "phloem.launch.engine"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once: wait() says so
-            self._process.stdin.write(msgspec.json.encode(order) + b"\n")
-            self._process.stdin.flush()
+        self._order = order
+        self._process = _start(order)
 
     def __enter__(self) -> EngineProcess:
         return self
@@ -41,10 +37,24 @@ class EngineProcess:
         """Block until it has ended; the exit code, negative for a signal."""
         return self._process.wait()
 
+    def restart(self) -> None:
+        """Another in the place of one that has ended."""
+        self.kill()
+        self._process = _start(self._order)
+
     def kill(self) -> None:
         """End it now. Harmless when it ended by itself."""
         self._process.kill()
         self._process.wait()
+
+
+def _start(order: Order) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-P", "-m", "phloem.launch.engine"], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it died at once: wait() says so
+        process.stdin.write(msgspec.json.encode(order) + b"\n")
+        process.stdin.flush()
+    return process
 
 
 def describe_exit(code: int) -> str:

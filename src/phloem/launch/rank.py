@@ -1,6 +1,6 @@
 """One rank of a replica: `python -m phloem.launch.rank`, started by launch.ranks with its order on standard input.
 
-It builds the same worker as rank 0 at its own place of the mesh, says Joined, and applies plans until it is told to quit.
+It builds the same worker as rank 0 at its own place of the mesh, says Joined, and applies plans until told to quit.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,7 +16,10 @@ from phloem.core.errors import PhloemError
 from phloem.launch.order import EXIT_ENGINE
 from phloem.launch.ranks import RankOrder, die_with
 from phloem.launch.text import tokenizer_json_of
-from phloem.parallel.mailroom import BEAT_S, Beat, FromRank, Gone, Joined, RankPost
+from phloem.parallel.mailroom import BEAT_S, Arrived, Beat, FromRank, Gone, Joined, RankPost
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main() -> int:
@@ -42,10 +46,16 @@ def main() -> int:
 
 
 def _serve(order: RankOrder, post: RankPost, voice: Voice) -> None:
+    from phloem.parallel.comm import Comm
     from phloem.runtime.exec.build import build_worker
     from phloem.runtime.exec.group import serve_rank
 
     config, place = order.config, order.mesh.place(order.rank)
+
+    def meet(device: torch.device) -> Comm:
+        voice.say(Arrived(order.rank))
+        return Comm.meet(place, address=order.meeting, device=device)
+
     built = build_worker(
         model=order.source(),
         dtype=config.dtype,
@@ -61,7 +71,7 @@ def _serve(order: RankOrder, post: RankPost, voice: Voice) -> None:
         report=lambda _name, _seconds: None,
         tokenizer_json=lambda: tokenizer_json_of(order.source()),
         place=place,
-        meeting=order.meeting,
+        meet=meet,
     )
     voice.say(Joined(order.rank, built.fingerprint))
     try:

@@ -12,17 +12,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from phloem.core.config import Config
+from phloem.launch.process import describe_exit
 from phloem.parallel.mailroom import DeciderPost, shared_memory_works
 from phloem.parallel.mesh import Mesh
 
 START_TIMEOUT_S = 600.0
 """For the slowest rank to load its weights."""
+END_TIMEOUT_S = 1.0
 
 
 class RankOrder(msgspec.Struct, frozen=True):
@@ -61,18 +64,44 @@ class Ranks:
         plans = f"file://{self._folder}/plans" if shared_memory_works() else f"ipc://{self._folder}/plans"
         mesh = mesh_of(config)
         self.description = f"{mesh.size} ranks (tp {mesh.tensor}, pp {mesh.pipe})"
-        self.post = DeciderPost(plans=plans, results=results, num_ranks=mesh.size, on_lost=on_lost)
+        self._on_lost = on_lost
+        self.post = DeciderPost(plans=plans, results=results, num_ranks=mesh.size, on_lost=self._lose)
         order = RankOrder(config, str(source), 0, self.meeting, plans, results)
+        self._is_ending = False
         self._processes = [_start(msgspec.structs.replace(order, rank=rank)) for rank in range(1, mesh.size)]
 
+        for rank, process in enumerate(self._processes, start=1):
+            threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
+
+    def await_all(self, fingerprint: str) -> None:
+        """Until every rank is ready; errors as DeciderPost.await_ranks. Then all are connected, and what they met in
+        is removed: nothing is left behind however this process ends."""
+        self.post.await_ranks(fingerprint, timeout_s=START_TIMEOUT_S)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def end(self) -> None:
-        """End whoever has not ended by itself, and remove what they shared."""
+        """Give each a moment to end by itself, then end it. Harmless when all have."""
+        self._is_ending = True
         for process in self._processes:
             if process.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=1.0)
+                process.wait(timeout=END_TIMEOUT_S)
+        self._kill()
+
+    def _watch(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        if not self._is_ending:
+            self.post.lose(f"rank {rank} ended: {describe_exit(code)}")
+
+    def _lose(self, why: str) -> None:
+        """One is lost: the others wait for it in vain, and so would a step here."""
+        self._kill()
+        self._on_lost(why)
+
+    def _kill(self) -> None:
+        for process in self._processes:
             process.kill()
             process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -4,7 +4,8 @@ bind the port -> find the model -> start the engine process   (imports torch, lo
                                 -> load the tokenizer, HTTP    (meanwhile, here)
                                 -> Ready: print a curl line, serve
 SIGINT, SIGTERM -> refuse new requests, drain the open ones, stop the engine, exit 0 (a second signal: at once)
-the engine dies -> every open request ends with an error, /health says 503, exit 70 after LINGER_S
+the engine dies -> every open request ends with an error, /health says 503; another is started as long as
+                   --max-restarts allows, then exit 70 after LINGER_S
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The server's life after both halves were started: wait for the engine, serve, drain or answer for its death."""
+"""The server's life after both halves were started: wait for the engine, serve, drain, and answer for its death: start
+another in its place, or exit."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ EXIT_OK, EXIT_ENGINE_DIED = 0, 70
 LINGER_S = 3.0
 """After the engine's death: long enough to read 503 from /health, short enough to be restarted soon."""
 ENGINE_STOP_S = 3.0
+GROUP_RESTARTS = 3
 LAST_WORD_S = 0.5
 """For a message that a dying engine may have sent just before."""
 
@@ -35,6 +37,7 @@ class Serving:
     ) -> None:
         self._config, self._engine, self._front, self._listener = config, engine, front, listener
         self._started_s = started_s
+        self._num_restarts_left = max_restarts(config)
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()  # the first signal, the second
 
     def run(self) -> int:
@@ -53,6 +56,9 @@ class Serving:
             if await self._engine_started(died, stopped):
                 print(self._greeting(), flush=True)
             await asyncio.wait({died, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            while died.done() and self._num_restarts_left and not stopped.done():
+                died = self._restart(died.result())
+                await asyncio.wait({died, stopped}, return_when=asyncio.FIRST_COMPLETED)
             exit_code = await (self._after_death(died, stopped) if died.done() else self._drain(died))
             self._front.http.should_exit = True
             await http
@@ -84,6 +90,16 @@ class Serving:
                 raise ConfigError(error.message, field=error.field) from error
             raise
         return True
+
+    def _restart(self, exit_code: int) -> asyncio.Task[int]:
+        """Fail what is open and start another engine; /health says 503 until it is ready."""
+        self._num_restarts_left -= 1
+        message = f"the engine process ended: {describe_exit(exit_code)}"
+        self._front.client.fail_all(EngineDead(f"{message}; it is being started again"))
+        left = f"{self._num_restarts_left} more times"
+        print(f"phloem: {message}; starting it again ({left})", file=sys.stderr, flush=True)
+        self._engine.restart()
+        return asyncio.create_task(asyncio.to_thread(self._engine.wait))
 
     async def _after_death(self, died: asyncio.Task[int], stopped: asyncio.Task[bool]) -> int:
         """Answer everybody, then stay a moment so that /health can be seen to fail."""
@@ -126,3 +142,10 @@ class Serving:
             f"(context {ready.max_model_len:,} tokens); try:\n"
             f"  curl -s {url}/v1/{path}{key} -H 'Content-Type: application/json' -d '{data}'"
         )
+
+
+def max_restarts(config: Config) -> int:
+    """How often a dead engine is replaced. A group of ranks has more ways to die that say nothing about the next one."""
+    if config.max_restarts is not None:
+        return config.max_restarts
+    return GROUP_RESTARTS if config.tp * config.pp > 1 else 0

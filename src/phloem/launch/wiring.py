@@ -28,6 +28,8 @@ from phloem.runtime.record import Recorder, RecordingScheduler
 from phloem.runtime.sched.build import SchedulerSettings, make_scheduler
 
 if TYPE_CHECKING:
+    import torch
+
     from phloem.runtime.exec.built import BuiltWorker
 
 GRACE_S = 1.5
@@ -139,11 +141,11 @@ def build_hands(config: Config, source: Path | str, *, stages: Stages, on_lost: 
     """A worker that computes the model at `source`, alone or with other ranks. Imports torch."""
     mesh = mesh_of(config)
     if mesh.size == 1:
-        built = build_rank_0(config, source, stages=stages, mesh=mesh, meeting="")
+        built = build_rank_0(config, source, stages=stages, ranks=None)
         return hands_of(built, built.worker, overlap_depth=built.overlap_depth)
     ranks = Ranks(config=config, source=source, on_lost=on_lost)
     try:
-        built = build_rank_0(config, source, stages=stages, mesh=mesh, meeting=ranks.meeting)
+        built = build_rank_0(config, source, stages=stages, ranks=ranks)
         worker = join_ranks(built, ranks, mesh, stages=stages)
     except BaseException:
         ranks.end()
@@ -152,10 +154,19 @@ def build_hands(config: Config, source: Path | str, *, stages: Stages, on_lost: 
     return hands_of(built, worker, overlap_depth=depth, num_micro_batches=mesh.pipe, ranks=ranks)
 
 
-def build_rank_0(config: Config, source: Path | str, *, stages: Stages, mesh: Mesh, meeting: str) -> BuiltWorker:
-    """The worker of this process."""
+def build_rank_0(config: Config, source: Path | str, *, stages: Stages, ranks: Ranks | None) -> BuiltWorker:
+    """The worker of this process, alone or with others."""
     with stages.stage("import torch"):
+        from phloem.parallel.comm import Comm, alone
         from phloem.runtime.exec.build import build_worker
+
+    place = mesh_of(config).place(0)
+
+    def meet(device: torch.device) -> Comm:
+        if ranks is None:
+            return alone(device)
+        ranks.post.await_arrivals(timeout_s=START_TIMEOUT_S)
+        return Comm.meet(place, address=ranks.meeting, device=device)
 
     return build_worker(
         model=source,
@@ -171,8 +182,8 @@ def build_rank_0(config: Config, source: Path | str, *, stages: Stages, mesh: Me
         overlap_depth=overlap_depth(config),
         report=stages.report,
         tokenizer_json=lambda: tokenizer_json_of(source),
-        place=mesh.place(0),
-        meeting=meeting,
+        place=place,
+        meet=meet,
     )
 
 
@@ -206,7 +217,7 @@ def join_ranks(built: BuiltWorker, ranks: Ranks, mesh: Mesh, *, stages: Stages) 
 
     assert built.as_rank is not None
     with stages.stage("other ranks"):
-        ranks.post.await_ranks(built.fingerprint, timeout_s=START_TIMEOUT_S)
+        ranks.await_all(built.fingerprint)
     return GroupWorker(own=built.as_rank, post=ranks.post, samples_here=mesh.pipe == 1)
 
 

@@ -4,12 +4,13 @@
     comm.all_reduce(x, "tensor")
 
 The processes of a mesh meet at a store, a file on one machine or a TCP address between several, and open one group for
-each axis they share: gloo on a CPU, NCCL on GPUs. There is no default group. Every call has a time-out: a neighbour that
-died or hangs becomes a RankLost within `timeout_s`, never a hang.
+each axis they share: gloo on a CPU, NCCL on GPUs. There is no default group. Every call has a time-out: a neighbour
+that died or hangs becomes a RankLost within `timeout_s`, never a hang.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -19,10 +20,10 @@ from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
-from torch.distributed import FileStore, PrefixStore, ProcessGroupGloo, TCPStore
+from torch._C._distributed_c10d import AllreduceOptions, FileStore, PrefixStore, ProcessGroupGloo, ReduceOp, TCPStore
 
 from phloem.core.errors import EngineDead
-from phloem.parallel.mesh import AXES, Part, Place
+from phloem.parallel.mesh import ALONE, Part, Place
 
 STEP_TIMEOUT_S = 4.0
 """Ranks compute the same step at the same time: none is this late without having died."""
@@ -54,15 +55,15 @@ class Comm:
         groups: dict[str, Any] = {}
         for axis, part in (("pipe", place.pipe), ("tensor", place.tensor)):
             if part.size > 1:
-                name = f"{axis}:{'-'.join(map(str, place.neighbours(axis)))}"
-                groups[axis] = _guarded(lambda n=name, p=part: _open_group(PrefixStore(n, store), p, device, timeout_s))
+                shared = PrefixStore(f"{axis} of {place.neighbours(axis)}", store)
+                groups[axis] = _guarded(partial(_open_group, shared, part, device, timeout_s))
         return Comm(place, groups, on_host=device.type == "cpu")
 
     def all_reduce(self, x: Tensor, axis: str) -> Tensor:
         """x, in place, as the sum over the axis; the same bits on every rank."""
         group = self._groups.get(axis)
         if group is not None and x.numel():
-            self._wait(lambda: group.allreduce([x]))
+            _guarded(lambda: group.allreduce([x]).wait())
         return x
 
     def all_gather(self, x: Tensor, axis: str, widths: tuple[int, ...]) -> Tensor:
@@ -73,19 +74,17 @@ class Comm:
         widest = max(widths)
         mine = x if x.shape[1] == widest else torch.nn.functional.pad(x, (0, widest - x.shape[1]))
         parts = [torch.empty_like(mine) for _ in widths]
-        self._wait(lambda: group.allgather([parts], [mine.contiguous()]))
+        _guarded(lambda: group.allgather([parts], [mine.contiguous()]).wait())
         return torch.cat([part[:, :width] for part, width in zip(parts, widths, strict=True)], dim=1)
 
     def agree(self, value: int) -> int:
         """The least of all ranks' values, over every axis; each rank calls it once."""
-        for axis in AXES:
-            group = self._groups.get(axis)
-            if group is not None:
-                tensor = torch.tensor([-value], device=None if self._on_host else "cuda")
-                options = torch.distributed.AllreduceOptions()
-                options.reduceOp = torch.distributed.ReduceOp.MAX
-                self._wait(lambda g=group, t=tensor, o=options: g.allreduce([t], o))
-                value = -int(tensor.item())
+        for group in self._groups.values():
+            least = torch.tensor([value], device=None if self._on_host else "cuda")
+            options = AllreduceOptions()
+            options.reduceOp = ReduceOp.MIN  # type: ignore[assignment]  # the stub wants its wrapper
+            _guarded(group.allreduce([least], options).wait)
+            value = int(least.item())
         return value
 
     def receive(self, token_ids_T: Tensor, width: int, axis: str, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -93,8 +92,8 @@ class Comm:
         group, source = self._groups[axis], self._index(axis) - 1
         x = torch.empty(token_ids_T.shape[0], width, dtype=dtype, device=token_ids_T.device)
         residual = torch.empty_like(x, dtype=torch.float32)
-        for part in (x, residual):
-            self._wait(lambda p=part: group.recv([p], source, 0))
+        _guarded(lambda: group.recv([x], source, 0).wait())
+        _guarded(lambda: group.recv([residual], source, 0).wait())
         return x, residual
 
     def send(self, x: Tensor, residual: Tensor, axis: str) -> Tensor:
@@ -104,7 +103,7 @@ class Comm:
             work, _ = self._sending.popleft()
             _guarded(work.wait)
         for part in (x.clone(), residual.clone()):  # the buffers are the next step's, too
-            self._sending.append((_guarded(lambda p=part: group.send([p], target, 0)), part))
+            self._sending.append((_guarded(partial(group.send, [part], target, 0)), part))
         return residual
 
     def bound(self, activation: torch.dtype) -> Mapping[str, Callable[..., Any]]:
@@ -124,8 +123,10 @@ class Comm:
     def _index(self, axis: str) -> int:
         return (self.place.pipe if axis == "pipe" else self.place.tensor).index
 
-    def _wait(self, start: Callable[[], Any]) -> None:
-        _guarded(lambda: start().wait())
+
+def alone(device: torch.device) -> Comm:
+    """Of the only process of a replica: it reduces and gathers by itself."""
+    return Comm(ALONE, {}, on_host=device.type == "cpu")
 
 
 def open_store(address: str, place: Place) -> Any:
@@ -152,7 +153,7 @@ def _open_group(store: Any, part: Part, device: torch.device, timeout_s: float) 
         nccl = ProcessGroupNCCL.Options()
         nccl._timeout = timedelta(seconds=timeout_s)
         return ProcessGroupNCCL(store, part.index, part.size, nccl)
-    options = ProcessGroupGloo._Options()
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # no stub has it
     options._timeout = timedelta(seconds=timeout_s)
     options._devices = [ProcessGroupGloo.create_default_device()]
     return ProcessGroupGloo(store, part.index, part.size, options)
@@ -162,4 +163,5 @@ def _guarded(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except RuntimeError as error:  # torch raises DistStoreError, DistBackendError and plain ones alike
-        raise RankLost(f"another process of this replica does not answer: {str(error).splitlines()[0]}") from error
+        reason = re.sub(r"^\[[^]]*\]\s*", "", str(error).splitlines()[0])  # gloo begins with its own file and line
+        raise RankLost(f"another rank of this replica does not answer: {reason}") from error

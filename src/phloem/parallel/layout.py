@@ -5,8 +5,8 @@ input columns, so that one all-reduce behind each is enough; embedding and LM he
 stay with their KV head, and cuts may be uneven: 9 heads over 3 KV heads become 6 and 3 on two ranks. Where there are
 fewer KV heads than ranks, each KV head is held by several (its query heads divided among them).
 
-A layout is a table beside the model, {parameter pattern: Cut}; `{}` stands for the layer. What it does not name is whole
-on every rank.
+A layout is a table beside the model, {parameter pattern: Cut}; `{}` stands for the layer. What it does not name is
+whole on every rank.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
 from typing import TypeVar
@@ -25,7 +25,7 @@ import zmq
 from phloem.core.errors import ConfigError, EngineDead
 from phloem.core.plan import StepPlan
 from phloem.core.result import StepResult
-from phloem.parallel.ring import Ring
+from phloem.parallel.ring import Ring, RingFull
 
 BEAT_S, SILENCE_S = 0.5, 3.0
 """A rank that was silent for that long is lost: noticed well within 5 s."""
@@ -41,6 +41,12 @@ class RankStep(msgspec.Struct, frozen=True, array_like=True, tag="step"):
 
 class Quit(msgspec.Struct, frozen=True, array_like=True, tag="quit"):
     """Close the worker and exit."""
+
+
+class Arrived(msgspec.Struct, frozen=True, array_like=True, tag="arrived"):
+    """The rank runs, and will now meet the others."""
+
+    rank: int
 
 
 class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
@@ -73,7 +79,8 @@ class Gone(msgspec.Struct, frozen=True, array_like=True, tag="gone"):
 
 ToRank = RankStep | Quit
 Message = TypeVar("Message")
-FromRank = Joined | Beat | Observed | Gone
+FromOne = TypeVar("FromOne", Arrived, Joined)
+FromRank = Arrived | Joined | Beat | Observed | Gone
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_to_rank = msgspec.msgpack.Decoder(ToRank).decode
@@ -124,8 +131,8 @@ class RankPost:
 class DeciderPost:
     """The decider's end. `plans` is file:///path (shared memory) or tcp://host:port; ranks 1 .. num_ranks - 1 read.
 
-    A thread of its own listens to the ranks, so that a lost one is noticed while the engine idles, too: then `lost` says
-    which and why, and `on_lost` is called, once, on that thread.
+    A thread of its own listens to the ranks, so that a lost one is noticed while the engine idles, too: then `lost`
+    says which and why, and `on_lost` is called, once, on that thread.
     """
 
     def __init__(self, *, plans: str, results: str, num_ranks: int, on_lost: Callable[[str], None]) -> None:
@@ -141,28 +148,29 @@ class DeciderPost:
             self._plans = self._context.socket(zmq.ROUTER)
             self._plans.setsockopt(zmq.ROUTER_MANDATORY, 1)
             self._plans.bind(plans)
+        self._arrived: Queue[Arrived] = Queue()
         self._joined: Queue[Joined] = Queue()
         self._results: Queue[StepResult] = Queue()
+        self._lock = threading.Lock()
         self._is_closing = False
         self._listener = threading.Thread(target=self._listen, args=(results,), name="phloem-ranks", daemon=True)
         self._listener.start()
 
+    def await_arrivals(self, *, timeout_s: float) -> None:
+        """Until every rank runs. EngineDead when one ends or none comes."""
+        for _ in self._each(self._arrived, timeout_s):
+            pass
+
     def await_ranks(self, fingerprint: str, *, timeout_s: float) -> None:
-        """Until every rank has joined. ConfigError when one is of another version, model or weights; EngineDead when one
-        ends or none comes."""
-        deadline_s = time.monotonic() + timeout_s
-        missing = set(range(1, self._num_ranks))
-        while missing:
-            joined = self._take(self._joined, deadline_s)
-            if joined is None:
-                raise EngineDead(self.lost or f"ranks {sorted(missing)} did not start within {timeout_s:g} s")
+        """Until every rank is ready. ConfigError when one is of another version, model or weights; EngineDead as
+        before."""
+        for joined in self._each(self._joined, timeout_s):
             if joined.fingerprint != fingerprint:
                 raise ConfigError(
                     f"rank {joined.rank} runs another version, model or set of weights than rank 0; "
                     "install the same phloem and torch everywhere and give every rank the same files",
                     field="model",
                 )
-            missing.discard(joined.rank)
 
     def send(self, message: ToRank, *, timeout_s: float) -> None:
         """To every rank, in order. RingFull when one does not take it in time."""
@@ -171,8 +179,12 @@ class DeciderPost:
             self._ring.send(encoded, timeout_s=timeout_s)
             return
         assert self._plans is not None
+        deadline_s = time.monotonic() + timeout_s
         for rank in range(1, self._num_ranks):
-            self._plans.send_multipart([_identity(rank), encoded])
+            while not self._reaches(self._plans, rank, encoded):
+                if time.monotonic() > deadline_s:
+                    raise RingFull(f"rank {rank} cannot be reached")
+                time.sleep(1e-3)
 
     def next_result(self, *, timeout_s: float) -> StepResult | None:
         """The next result of the last stage; None when none comes in time or a rank is lost meanwhile."""
@@ -187,6 +199,34 @@ class DeciderPost:
         self._context.term()
         if self._ring is not None:
             self._ring.close()
+
+    def lose(self, why: str) -> None:
+        """A rank is gone: wake who waits, and say so once."""
+        with self._lock:
+            if self.lost is not None or self._is_closing:
+                return
+            self.lost = why
+        self._on_lost(why)
+
+    def _each(self, queue: Queue[FromOne], timeout_s: float) -> Iterator[FromOne]:
+        """One message of every rank."""
+        deadline_s = time.monotonic() + timeout_s
+        missing = set(range(1, self._num_ranks))
+        while missing:
+            message = self._take(queue, deadline_s)
+            if message is None:
+                raise EngineDead(self.lost or f"ranks {sorted(missing)} did not start within {timeout_s:g} s")
+            yield message
+            missing.discard(message.rank)
+
+    def _reaches(self, plans: zmq.Socket[bytes], rank: int, message: bytes) -> bool:
+        try:
+            plans.send_multipart([_identity(rank), message], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            return False
+        return True
 
     def _take(self, queue: Queue[Message], deadline_s: float) -> Message | None:
         while self.lost is None and (left_s := deadline_s - time.monotonic()) > 0:
@@ -205,7 +245,7 @@ class DeciderPost:
                 self._hear(_decode_from_rank(socket.recv()), heard_s)
             silent = [rank for rank, last_s in heard_s.items() if time.monotonic() - last_s > SILENCE_S]
             if silent:
-                self._lose(f"rank {silent[0]} has been silent for {SILENCE_S:g} s: it was stopped, killed or cut off")
+                self.lose(f"rank {silent[0]} has been silent for {SILENCE_S:g} s: it was stopped, killed or cut off")
         socket.close(linger=0)
 
     def _hear(self, message: FromRank, heard_s: dict[int, float]) -> None:
@@ -213,17 +253,15 @@ class DeciderPost:
             case Observed(result):
                 self._results.put(result)
             case Gone(rank, _, why):
-                self._lose(f"rank {rank} ended: {why}")
+                self.lose(f"rank {rank} ended: {why}")
+            case Arrived(rank):
+                heard_s[rank] = time.monotonic()
+                self._arrived.put(message)
             case Joined(rank):
                 heard_s[rank] = time.monotonic()
                 self._joined.put(message)
             case Beat(rank):
                 heard_s[rank] = time.monotonic()
-
-    def _lose(self, why: str) -> None:
-        if self.lost is None and not self._is_closing:
-            self.lost = why
-            self._on_lost(why)
 
 
 def _identity(rank: int) -> bytes:

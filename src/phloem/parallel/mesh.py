@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import msgspec
 
-AXES = ("pipe", "tensor")
-"""Outermost first."""
-
 
 class Part(msgspec.Struct, frozen=True):
     """Index `index` of the `size` places on an axis."""

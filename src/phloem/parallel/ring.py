@@ -5,7 +5,7 @@
 
 A message is one or more frames. The writer waits for the slowest reader when the ring is full; a reader that sees
 nothing spins for a moment and then sleeps, longer the longer nothing comes. The words are 8 bytes, aligned, and written
-after the frame they announce: that is enough where stores are seen in order (x86-64); elsewhere `mailroom` takes ZeroMQ.
+after the frame they announce: enough where stores are seen in order (x86-64); elsewhere `mailroom` takes ZeroMQ.
 """
 
 from __future__ import annotations

@@ -74,10 +74,10 @@ class TapeProgram:
         sizes = Dims(dims.num_tokens, dims.num_logits, dims.num_rows, dims.num_shared)
         start = 0
         for stop, between in self._betweens:
-            self._tape.run_part(slice(start, stop), sizes)
+            self._tape.run(sizes, slice(start, stop))
             between.run(dims)
             start = stop
-        self._tape.run_part(slice(start, len(self._tape)), sizes)
+        self._tape.run(sizes, slice(start, len(self._tape)))
         return self._logits[: dims.num_logits]
 
     def argmax(self, dims: StepDims) -> Sequence[int] | None:

@@ -90,7 +90,7 @@ owned_rows = Op("owned_rows", _owned_rows, _owned_rows_shape, _owned_rows_exampl
 
 # -- receive, send: the residual stream between the stages of a pipeline ---------------------------------------------
 def _receive(token_ids_T: Tensor, width: int, axis: str) -> tuple[Tensor, Tensor]:
-    """From the stage before: what its last layer added, and the stream it is to be added to. Alone: nothing, so zeros."""
+    """From the stage before: what its last layer added, and the stream to add it to. Alone: zeros."""
     shape = (token_ids_T.shape[0], width)
     return torch.zeros(shape, device=token_ids_T.device), torch.zeros(shape, device=token_ids_T.device)
 

@@ -44,9 +44,10 @@ def split_stages(stage: Stage, layers: range, part: Part) -> Stage:
 
 
 def balance(costs: Sequence[float], num_stages: int) -> tuple[range, ...]:
-    """Which layers each stage takes; the last of `costs` is the LM head's, which the last stage has besides. The largest
-    stage is as small as it can be (a search over all borders, by dynamic programming). ConfigError if some would be
-    empty."""
+    """Which layers each stage takes; the last of `costs` is the LM head's, which the last stage has besides.
+
+    The largest stage is as small as it can be (dynamic programming over all borders). ConfigError if one were empty.
+    """
     num_layers = len(costs) - 1
     if num_stages > num_layers:
         raise ConfigError(f"--pp {num_stages} is more than the model's {num_layers} layers", field="pp")
@@ -102,7 +103,7 @@ def _cut_after(graph: fx.Graph, border: fx.Node, axis: str) -> None:
 
 def _cut_before(graph: fx.Graph, border: fx.Node, axis: str) -> None:
     """Begin with `border`: what it reads comes from the stage before."""
-    x, residual = _operands(border)
+    x, _ = _operands(border)
     (token_ids,) = (node for node in graph.nodes if node.op == "placeholder" and node.target == "token_ids")
     with graph.inserting_before(border):
         width = spec_of(x).shape[1]

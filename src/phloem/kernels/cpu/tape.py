@@ -280,17 +280,12 @@ class Tape:
 
     # ---- running
 
-    def run(self, dims: Dims) -> None:
+    def run(self, dims: Dims, part: slice | None = None) -> None:
         """Executes every instruction for a step of these sizes; returns when the last is done. Releases the GIL."""
         sealed = self._seal(dims)
-        self._library.run(self._pool.address, sealed, len(sealed), ctypes.byref(self._dims))
-
-    def run_part(self, part: slice, dims: Dims) -> None:
-        """Execute the instructions part.start .. part.stop - 1 only."""
-        sealed = self._seal(dims)
-        if part.stop > part.start:
-            first = ctypes.byref(sealed, part.start * ctypes.sizeof(Instruction))
-            self._library.run(self._pool.address, first, part.stop - part.start, ctypes.byref(self._dims))
+        start, stop = (0, len(sealed)) if part is None else (part.start, part.stop)
+        first = ctypes.byref(sealed, start * ctypes.sizeof(Instruction))
+        self._library.run(self._pool.address, first, stop - start, ctypes.byref(self._dims))
 
     def profile(self, dims: Dims) -> list[float]:
         """The same, instruction by instruction; seconds of each."""

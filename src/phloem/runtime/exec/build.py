@@ -21,7 +21,7 @@ from phloem.memory.budget import PageBudget, free_host_bytes, solve_pages
 from phloem.memory.pool.kv import KvPool
 from phloem.models.catalog import define_dummy, define_model
 from phloem.models.definition import ModelDefinition
-from phloem.parallel.comm import Comm
+from phloem.parallel.comm import Comm, alone
 from phloem.parallel.mesh import ALONE, Place
 from phloem.runtime.exec.build_cuda import build_on_cuda
 from phloem.runtime.exec.built import BuiltWorker, Report, built, timed
@@ -52,14 +52,13 @@ def build_worker(
     report: Report,
     tokenizer_json: Callable[[], str] | None = None,
     place: Place = ALONE,
-    meeting: str = "",
+    meet: Callable[[torch.device], Comm] = alone,
 ) -> BuiltWorker:
     """Everything between a checkpoint (a path, or "dummy:<name>") and a worker; CallerErrors name what to change.
 
     `device` "auto" is the GPU where torch finds one and it serves these options. `overlap_depth` None: 1 there, 0 on
     a CPU, where planning and computing share the cores. `tokenizer_json` is called when the first constraint comes;
-    without it none can be served. At a `place` of a larger mesh this is one rank, which meets the others at the
-    address `meeting` (parallel.comm); threads are then divided among the ranks of a machine.
+    without it none can be served. At a `place` of a larger mesh this is one rank, and `meet` finds the others.
     """
     num_threads = _num_threads(threads, place)
     torch.set_num_threads(num_threads)
@@ -97,7 +96,7 @@ def build_worker(
         report=report,
         grammars=grammars,
         place=place,
-        meeting=meeting,
+        meet=meet,
     )
 
 
@@ -116,13 +115,13 @@ def _build_on_cpu(
     report: Report,
     grammars: Grammars,
     place: Place,
-    meeting: str,
+    meet: Callable[[torch.device], Comm],
 ) -> BuiltWorker:
     _expect_room(definition, quantize=quantize, free_bytes=free_host_bytes())
     with timed("build graph", report):
         step = compile_graph(definition, place=place)
         target = pick_target(step, dtype=dtype, quantize=quantize, page_size=page_size, num_threads=num_threads)
-    comm = Comm.meet(place, address=meeting, device=torch.device("cpu"))
+    comm = meet(torch.device("cpu"))
     with timed("load weights", report):
         capture = target.load(step, definition.checkpoint, comm.bound(target.activation))
     with timed("KV pool", report):

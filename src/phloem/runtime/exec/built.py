@@ -21,8 +21,8 @@ Report = Callable[[str, float], None]
 class BuiltWorker:
     """A worker and what the scheduler and the front end must know of it. `memory` is the pool's arithmetic in words,
     `backend` what runs the model, `overlap_depth` how many steps may be planned ahead, `grammars` what compiles the
-    constraints of its rows. `fingerprint` is what all ranks of a replica must have in common, `as_rank` the worker as one
-    of them, where it can be one."""
+    constraints of its rows. `fingerprint` is what all ranks of a replica must have in common, `as_rank` the worker as
+    one of them, where it can be one."""
 
     worker: AnyWorker
     num_pages: int

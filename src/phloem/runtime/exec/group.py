@@ -1,8 +1,8 @@
 """A replica of several processes as its loop sees it: one worker.
 
-The deciding process is rank 0. `GroupWorker` hands every plan to the other ranks as bytes and applies it here as they do;
-nobody but the scheduler decides. With a pipeline the last stage samples: its results come back, and what they taught the
-scheduler travels on with the next plan to the stages that did not see it.
+The deciding process is rank 0. `GroupWorker` hands every plan to the other ranks as bytes and applies it here as they
+do; nobody but the scheduler decides. With a pipeline the last stage samples: its results come back, and what they
+taught the scheduler travels on with the next plan to the stages that did not see it.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class GroupWorker:
         self._samples_here = samples_here
         self._results: dict[int, StepResult] = {}
         self._learned: list[tuple[int, tuple[int, ...]]] = []
+        self._is_closed = False
 
     @property
     def is_warm(self) -> bool:
@@ -59,13 +60,19 @@ class GroupWorker:
             self._post.send(RankStep(plan, learned), timeout_s=STEP_TIMEOUT_S)
         except RingFull as error:
             raise RankLost(str(error)) from error
-        if self._samples_here:
-            return self._own.submit(plan)
-        self._own.learn(learned)
-        return _Remote(self, plan.step, self._own.submit(plan), has_rows=bool(plan.rows))
+        if not self._samples_here:
+            self._own.learn(learned)
+        try:
+            own = self._own.submit(plan)
+        except RankLost as error:  # what a collective met; the post may know more
+            raise RankLost(self._post.lost or error.message) from error
+        return own if self._samples_here else _Remote(self, plan.step, own, has_rows=bool(plan.rows))
 
     def close(self) -> None:
-        """Tell the others, then give everything back here."""
+        """Tell the others, then give everything back here. Closing twice is harmless."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         with contextlib.suppress(RingFull):  # who does not read is ended by its maker
             self._post.send(Quit(), timeout_s=BEAT_S)
         self._own.close()
@@ -103,7 +110,7 @@ class _Remote:
 
 
 def serve_rank(worker: RankWorker, post: RankPost, say: Callable[[Observed], None], place: Place) -> None:
-    """A rank's life: apply plans in order until Quit. The first rank of a last stage that is not rank 0's own reports."""
+    """A rank's life: apply plans in order until Quit. Results travel back from the last stage if it is not rank 0's."""
     samples = place.pipe.is_last
     reports = samples and place.tensor.is_first and not place.pipe.is_first
     while True:

@@ -46,8 +46,8 @@ class Worker:
     """Owns the rows and applies plans in the order they come.
 
     With `overlap_depth` 0 a step runs inside `submit`; otherwise on a thread of its own, so that the caller plans the
-    next one meanwhile. Steps never run at the same time: a plan sees what all plans before it did. A stage of a pipeline
-    that is not the last `samples` nothing: it is told (`learn`) what the last one did.
+    next one meanwhile. Steps never run at the same time: a plan sees what all plans before it did. A stage of a
+    pipeline that is not the last `samples` nothing: it is told (`learn`) what the last one did.
     """
 
     def __init__(

@@ -51,8 +51,7 @@ class Scheduler:
             eos_token_ids=eos_token_ids,
             seed=seed,
             prefix_cache=prefix_cache,
-            is_pipelined=num_micro_batches > 1,
-        )
+            is_pipelined=num_micro_batches > 1)  # fmt: skip
         self._ledger = ledger
         self._policy = policy
         self._max_step_tokens = max_step_tokens
@@ -173,8 +172,8 @@ class Scheduler:
         return plan
 
     def _continue_running(self, draft: Draft) -> Sequence | None:
-        """One token for each that decodes, then chunks for those that have more to compute. Returns the first that
-        found no page. In a pipeline a plan takes its share of them: the others are in the plans before and after it."""
+        """One token for each that decodes (in a pipeline: for its share of them), then chunks for those that have more
+        to compute. Returns the first that found no page."""
         short: Sequence | None = None
         behind = []
         extend = self._residents.extend

@@ -63,8 +63,8 @@ class Request:
 class Sequence:
     """One choice. The invariant: num_computed <= num_planned <= num_expected, and len(tokens) <= num_expected, where
     `num_expected` counts the known tokens and those that plans in flight will sample; of one that awaits results, the
-    known tokens only: nothing of it is planned ahead, as one result may bring several (a constraint's forced tokens), or
-    as the ranks that plan on do not see what others sample (a pipeline)."""
+    known tokens only: nothing of it is planned ahead, as one result may bring several (a constraint's forced tokens),
+    or as the ranks that compute it next do not see what others sample (a pipeline)."""
 
     __slots__ = (
         "awaits_results", "candidate", "choice", "end_tokens", "holding", "key", "limit", "max_tokens", "min_known",
