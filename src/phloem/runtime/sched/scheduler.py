@@ -248,8 +248,8 @@ class Scheduler:
         logprobs = dict(zip(result.rows, result.logprobs))  # empty unless a row asked
         prompt_logprobs, failed = dict(result.prompt_logprobs), dict(result.failed)
         for row, num_tokens in zip(plan.rows, plan.num_tokens, strict=True):
-            sequence = residents[row]
-            samples = sequence.settle(num_tokens)
+            sequence, num_repeated = residents[row], int(row in result.late)
+            samples = sequence.settle(num_tokens, num_repeated=num_repeated)
             if sequence.phase is ENDED:
                 self._release_if_unleased(sequence)
                 continue
@@ -260,7 +260,11 @@ class Scheduler:
                 residents.publish(sequence)
                 # those that waited for this prompt need few pages now
                 self._is_blocked &= sequence.num_computed != sequence.num_prompt
-            new_prompt = sequence.report_prompt(num_tokens, prompt_logprobs[row]) if row in prompt_logprobs else ()
+            new_prompt = (
+                sequence.report_prompt(num_tokens - num_repeated, prompt_logprobs[row])
+                if row in prompt_logprobs
+                else ()
+            )
             if samples or new_prompt or sequence.is_complete:
                 event = sequence.take(sampled[row] if samples else (), logprobs.get(row, ()), new_prompt)
                 events.append(event)

@@ -166,12 +166,14 @@ class Sequence:
             return ALL_LOGITS
         return LAST_LOGITS if samples else NO_LOGITS
 
-    def settle(self, num_tokens: int) -> bool:
-        """A plan that computed `num_tokens` of it is over. Returns whether what it sampled is the next unknown one."""
+    def settle(self, num_tokens: int, *, num_repeated: int = 0) -> bool:
+        """A plan that computed `num_tokens` of it is over; the last `num_repeated` count as not computed. Returns
+        whether what it sampled is the next unknown one."""
         self.num_in_flight -= 1
         if self.phase == Phase.ENDED:
             return False
-        self.num_computed += num_tokens
+        self.num_planned -= num_repeated
+        self.num_computed += num_tokens - num_repeated
         return self.num_computed == len(self.tokens) < self.limit
 
     def published(self, *, page_size: int) -> None:
@@ -181,8 +183,8 @@ class Sequence:
             self.publish_at = self.num_prompt
 
     def report_prompt(self, num_tokens: int, entries: tuple[TokenLogprob, ...]) -> tuple[TokenLogprob, ...]:
-        """Prompt log-probabilities of a chunk of `num_tokens` just settled: those that were not reported before a
-        preemption already. The chunk that starts at token i has entries from token i + 1 on."""
+        """Prompt log-probabilities of `num_tokens` just settled: those that were not reported before a preemption
+        already. The chunk that starts at token i has entries from token i + 1 on."""
         num_before = self.num_computed - num_tokens
         new = entries[self.num_prompt_logprobs - num_before :]
         self.num_prompt_logprobs += len(new)
