@@ -40,6 +40,10 @@ class InProcessRequests:
         """Finish one choice with reason "stop"."""
         self._send(wire.Stop(request_id, choice))
 
+    def release(self, leases: Sequence[str]) -> None:
+        """Nobody needs these prefixes any more."""
+        self._send(wire.Release(tuple(leases)))
+
     @asynccontextmanager
     async def served(self) -> AsyncIterator[None]:
         """Requests are served inside; nothing is open afterwards, whatever happens."""
