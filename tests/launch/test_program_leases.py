@@ -108,7 +108,8 @@ class Harness:
 
 
 @pytest.fixture(params=[0, 1], ids=["depth0", "depth1"])
-def harness(request: Any, text: Any) -> Harness:
+def harness(request: Any, text: Any, monkeypatch: pytest.MonkeyPatch) -> Harness:
+    monkeypatch.setattr("phloem.lang.run.is_built_in", lambda *_: True)  # no thread: a pause may turn the loop itself
     return Harness(text, depth=request.param)
 
 

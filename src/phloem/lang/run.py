@@ -12,6 +12,7 @@ import hashlib
 import random
 from collections import ChainMap
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast
 
@@ -20,7 +21,7 @@ from phloem.lang.engine import Engine, Need, Usage
 from phloem.lang.errors import LimitExceeded, ProgramError
 from phloem.lang.events import BranchPath, Delta, Event, ProgramResult, Value
 from phloem.lang.expr import AnyExpr, evaluate, text_of
-from phloem.lang.functions import BUILT_IN, Functions, call
+from phloem.lang.functions import BUILT_IN, Functions, call, is_built_in
 from phloem.lang.gate import Gate
 from phloem.lang.ir import (
     AnyNode,
@@ -179,8 +180,7 @@ class Run(Generic[S]):
             case Join():
                 await self._join(node, frame)
             case Call():
-                args = [self._value(arg, node, frame) for arg in node.args]
-                self._set(node.name, call(self._functions, node.function, args, place=self._place(node)), node, frame)
+                await self._call(node, frame)
             case SetVar():
                 self._set(node.name, self._value(node.value, node, frame), node, frame)
 
@@ -220,6 +220,12 @@ class Run(Generic[S]):
         choice = choices[best(scores, node.method)]
         await self._say(choice, node, frame)
         self._set(node.name, choice, node, frame)
+
+    async def _call(self, node: Call, frame: Frame[S]) -> None:
+        args = [self._value(arg, node, frame) for arg in node.args]
+        work = partial(call, self._functions, node.function, args, place=self._place(node))
+        value = work() if is_built_in(self._functions, node.function) else await asyncio.to_thread(work)
+        self._set(node.name, value, node, frame)
 
     async def _loop(self, node: While, frame: Frame[S]) -> None:
         path = frame.path
@@ -268,7 +274,9 @@ class Run(Generic[S]):
         for task in fork.tasks:
             await task
         self._release(fork.lease)
-        self._set(node.fork, [dict(child.own) for child in fork.frames], node, frame)
+        # by name: a record may be said, and passes may change the order in which variables are set
+        records = [dict(sorted(child.own.items())) for child in fork.frames]
+        self._set(node.fork, records, node, frame)
         if node.append:
             states = [child.state for child in fork.frames]
             frame.state = self._engine.add_suffixes(frame.state, base=fork.base, branches=states)

@@ -168,6 +168,7 @@ async def test_leaving_aborts_every_branch(serve: Serve) -> None:
     await asyncio.sleep(0.05)
     aborted = {command.request_id for command in server.engine.commands if isinstance(command, wire.Abort)}
     assert aborted == {submit.request_id for submit in server.submits}
+    assert _leased(server) == _released(server) != set()
 
 
 async def test_time_runs_out_over_http(serve: Serve) -> None:
@@ -178,3 +179,13 @@ async def test_time_runs_out_over_http(serve: Serve) -> None:
     assert "not finished" in answer.json()["error"]["message"]
     await asyncio.sleep(0.01)
     assert server.engine.open_ids == []
+    assert _leased(server) <= _released(server)
+
+
+def _leased(server: Any) -> set[str]:
+    return {lease.name for submit in server.submits for lease in submit.leases}
+
+
+def _released(server: Any) -> set[str]:
+    releases = [command for command in server.engine.commands if isinstance(command, wire.Release)]
+    return {name for release in releases for name in release.leases}
