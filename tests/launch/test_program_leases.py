@@ -77,7 +77,7 @@ class Harness:
         async def go() -> ProgramResult:
             task, rounds = asyncio.current_task(), itertools.count(1)
 
-            def turn() -> bool:
+            def turn(_: float) -> bool:
                 if next(rounds) == leave_after and task is not None:
                     task.cancel()
                 return self._turn()
