@@ -28,7 +28,7 @@ STEP_ERRORS = (ArithmeticError, LookupError, MemoryError, RuntimeError, ValueErr
 """What a defect in one step may raise. Its requests fail; rows and pages are as the plan says, so others go on."""
 
 MASK_PATIENCE_S, LONE_MASK_PATIENCE_S = 0.002, 0.05
-"""How long a step waits for masks once its logits are there: beside rows that need none, and with nothing else to do."""
+"""How long a step with its logits waits for masks: beside rows that need none, and with nothing else to do."""
 
 _log = logging.getLogger("phloem.exec")
 
