@@ -180,3 +180,18 @@ def test_a_recording_with_leases_replays(make_engine, depth, tmp_path: Path):
     path = tmp_path / "leases.phloem"
     path.write_bytes(file.getvalue())
     assert replay(path) >= len(engine.worker.plans) > 10
+
+
+@pytest.mark.parametrize(("base", "waits"), [(12, True), (7, False), (None, False)])
+def test_siblings_wait_for_what_they_say_they_share(make_engine, base, waits):
+    """Red if a prefix shorter than a page is computed by every branch of a fork, or one that is hardly worth a step, or
+    that nobody declared, makes requests wait."""
+    engine = make_engine(page_size=32, policy="lpm", max_step_tokens=128)
+    for index in range(4):
+        leases = [("base", base)] if base else []
+        engine.submit(f"r{index}", [*PROMPT[: base or 12], 60 + index, 7, 7], max_tokens=4, leases=leases)
+    engine.run()
+    shared = base or 12
+    num_prompt_tokens = shared + 4 * 3 if waits else 4 * (shared + 3)
+    assert engine.null.num_computed_tokens == num_prompt_tokens + 4 * 3
+    assert len(engine.worker.plans[0].starts) == (1 if waits else 4)
