@@ -34,7 +34,7 @@ from phloem.core.request import Constraint
 from phloem.launch.models import locate
 from phloem.launch.text import tokenizer_json_of
 from phloem.runtime.grammar.compile import Compiler, version
-from phloem.runtime.grammar.matcher import Matcher
+from phloem.runtime.grammar.matcher import Beginning, Matcher
 from phloem.runtime.grammar.vocabulary import Vocabulary
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -89,7 +89,8 @@ def judge(compiler: Compiler, entry: dict[str, Any]) -> Outcome:
     for index, instance in enumerate(entry.get("tests", [])):
         text = json.dumps(instance["data"], ensure_ascii=False)
         tokens = [*compiler.tokenize(text), END_ID]
-        matcher = Matcher(compiled.deep_copy(), end_ids=compiler.end_ids, mask_size=compiler.mask_size)
+        beginning = Beginning(compiled.deep_copy(), end_ids=compiler.end_ids, mask_size=compiler.mask_size)
+        matcher = Matcher(lambda start=beginning: start)
         place, respelled = first_refused(matcher, tokens)
         counts[instance["valid"]] += 1
         num_tokens += len(tokens)

@@ -29,7 +29,7 @@ OPTIONS = (
     "device threads memory_gb page_size "
     "tp pp "
     "policy max_running max_step_tokens max_queue overlap prefix_cache "
-    "host port api_key max_body_mb drain_timeout_s log_level max_restarts record"
+    "host port api_key max_body_mb program_functions drain_timeout_s log_level max_restarts record"
 )
 
 

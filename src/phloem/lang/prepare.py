@@ -85,8 +85,8 @@ class Prepared:
             places=self._places,
         )
 
-    async def warm(self, engine: Engine[S], batch: Sequence[Mapping[str, Any]]) -> Usage:
-        """Have the text that all runs of a batch begin with computed once, before they start."""
+    async def warm(self, engine: Engine[S], batch: Sequence[Mapping[str, Any]], *, lease: str) -> Usage:
+        """Have the text that all runs of a batch begin with computed once, before they start; it stays leased."""
         texts = [leading_text(self.program, arguments, limits=self._options.limits) for arguments in batch]
         shared = []
         for entries in zip(*texts):
@@ -104,7 +104,7 @@ class Prepared:
                     state = engine.add_text(state, what)
         if engine.num_tokens(state) < max(1, engine.tokens_per_page):
             return Usage()
-        return await engine.warm(state)
+        return await engine.warm(state, lease=lease)
 
     def typed(self, result: ProgramResult) -> ProgramResult:
         """Variables as the types their author gave. ProgramError when one does not fit."""

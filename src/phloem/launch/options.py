@@ -29,7 +29,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "machine": ("device", "threads", "memory_gb", "page_size"),
     "parallelism": ("tp", "pp"),
     "scheduling": ("policy", "max_running", "max_step_tokens", "max_queue", "overlap", "prefix_cache"),
-    "server": ("host", "port", "api_key", "max_body_mb", "drain_timeout_s", "log_level", "max_restarts", "record"),
+    "server": (
+        "host",
+        "port",
+        "api_key",
+        "max_body_mb",
+        "program_functions",
+        "drain_timeout_s",
+        "log_level",
+        "max_restarts",
+        "record",
+    ),
 }
 """Where each option stands in `--help`; a test compares it with the fields of Config."""
 
@@ -42,6 +52,7 @@ OFFLINE_OMITS = (
     "port",
     "api_key",
     "max_body_mb",
+    "program_functions",
     "drain_timeout_s",
     "max_restarts",
 )

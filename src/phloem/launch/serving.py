@@ -4,6 +4,7 @@ another in its place, or exit."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -25,6 +26,8 @@ LINGER_S = 3.0
 """After the engine's death: long enough to read 503 from /health, short enough to be restarted soon."""
 ENGINE_STOP_S = 3.0
 GROUP_RESTARTS = 3
+CONSTRAINTS_AFTER_S = 2.0
+"""The process that tries constraints starts so long after Ready, or with the first: not beside the first answers."""
 LAST_WORD_S = 0.5
 """For a message that a dying engine may have sent just before."""
 
@@ -54,6 +57,8 @@ class Serving:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         try:
             if await self._engine_started(died, stopped):
+                gc.freeze()  # nothing made while starting is garbage, and a large body would have all of it searched
+                asyncio.get_running_loop().call_later(CONSTRAINTS_AFTER_S, self._front.constraints.start)
                 print(self._greeting(), flush=True)
             await asyncio.wait({died, stopped}, return_when=asyncio.FIRST_COMPLETED)
             while died.done() and self._num_restarts_left and not stopped.done():
@@ -145,7 +150,7 @@ class Serving:
 
 
 def max_restarts(config: Config) -> int:
-    """How often a dead engine is replaced. A group of ranks has more ways to die that say nothing about the next one."""
+    """How often a dead engine is replaced: a group of ranks dies of reasons that say nothing about the next one."""
     if config.max_restarts is not None:
         return config.max_restarts
     return GROUP_RESTARTS if config.tp * config.pp > 1 else 0

@@ -86,7 +86,8 @@ def hash_chooser(*, vocab_size: int, avoid: Collection[int] = ()) -> Choose:
 
 
 class NullWorker:
-    """A `Worker` of integers. `num_computed_tokens` counts the tokens it computed."""
+    """A `Worker` of integers. `num_computed_tokens` counts the tokens it computed. `is_late` says of a constrained row
+    that wants a token whether its mask is not ready yet."""
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class NullWorker:
         step_s: float = 0.0,
         verify: bool = True,
         grammars: Grammars | None = None,
+        is_late: Callable[[NullRow], bool] = lambda _: False,
     ) -> None:
         self._page_size = page_size
         self._num_pages = num_pages
@@ -106,6 +108,7 @@ class NullWorker:
         self._step_s = step_s
         self._verify = verify
         self._grammars = grammars
+        self._is_late = is_late
         self._rows: dict[int, NullRow] = {}
         self._slot_tokens = np.full((num_pages, page_size), EMPTY, np.int64)
         self._slot_positions = np.full((num_pages, page_size), EMPTY, np.int64)
@@ -166,7 +169,7 @@ class NullWorker:
         if self._verify:
             self._write(plan)
             self._check_groups(plan)
-        rows, tokens, logprobs, prompt_logprobs = [], [], [], []
+        rows, tokens, logprobs, prompt_logprobs, late = [], [], [], [], []
         for row_id, num_tokens, logits in zip(plan.rows, plan.num_tokens, plan.logits, strict=True):
             row = self._rows[row_id]
             first, row.num_computed = row.num_computed, row.num_computed + num_tokens
@@ -178,7 +181,11 @@ class NullWorker:
                 self._read_back(row_id, row)
             if logits == ALL_LOGITS:
                 prompt_logprobs.append((row_id, self._prompt_logprobs(row, first)))
-            if logits >= LAST_LOGITS and row.num_computed == len(row.tokens):
+            samples = logits >= LAST_LOGITS and row.num_computed == len(row.tokens)
+            if samples and row.matcher is not None and self._is_late(row):
+                row.num_computed -= 1
+                late.append(row_id)
+            elif samples:
                 token, *forced = self._sample(row)
                 row.tokens += (token, *forced)
                 rows.append(row_id)
@@ -191,6 +198,7 @@ class NullWorker:
             logprobs=tuple(logprobs) if any(logprobs) else (),
             prompt_logprobs=tuple(prompt_logprobs),
             elapsed_s=self._step_s,
+            late=tuple(late),
         )
 
     def _sample(self, row: NullRow) -> list[int]:

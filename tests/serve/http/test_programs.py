@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from phloem.core import wire
+from phloem.serve.programs import service
 
 pytestmark = pytest.mark.anyio
 
@@ -107,6 +108,7 @@ BOMB = program(
         ({"program": program(text("x" * 300), gen("g"))}, "program.body[1]", "tokens"),
         ({"program": program(gen("g"))}, "program.body[0]", "nothing was said"),
         ({"program": program(*[text("ab")] * 300)}, "program", "at least 300 tokens"),
+        ({"program": program(text("x" * 150_000), gen("g"))}, "program", "tokens, but this model takes at most"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True])
@@ -157,6 +159,29 @@ async def test_a_program_takes_as_many_places_as_it_may_fill(serve: Serve) -> No
     await other
 
 
+async def test_a_program_is_prepared_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red when each request of the same program, or each step of one, verifies and rewrites it again; or when another
+    program, other passes or other limits are taken for the same."""
+    prepared: list[Any] = []
+    inner = service.prepare
+    monkeypatch.setattr(service, "prepare", lambda *args, **kw: prepared.append(args) or inner(*args, **kw))
+    monkeypatch.setattr(service, "MAX_REMEMBERED_BYTES", 2000)
+    server = serve(says=["hi"])
+    for seed in (1, 2):
+        assert (await server.post("/v1/programs", program=FORK, seed=seed)).status_code == 200
+    assert len(prepared) == 1
+    assert {submit.sampling.seed for submit in server.submits[:2]} != {
+        submit.sampling.seed for submit in server.submits[4:6]
+    }
+    await server.post("/v1/programs", program=FORK, passes=[])
+    assert (await server.post("/v1/programs", program=FORK, limits={"max_nodes": 3})).status_code == 400
+    assert len(prepared) == 3
+    for index in range(30):
+        await server.post("/v1/programs", program=program(text(f"a{index}"), gen("g")))
+    await server.post("/v1/programs", program=FORK)
+    assert len(prepared) == 34, "what was used longest ago is forgotten"
+
+
 async def test_leaving_aborts_every_branch(serve: Serve) -> None:
     """Red when a client that disconnects leaves branches running."""
     server = serve(step_s=0.05)
@@ -168,6 +193,7 @@ async def test_leaving_aborts_every_branch(serve: Serve) -> None:
     await asyncio.sleep(0.05)
     aborted = {command.request_id for command in server.engine.commands if isinstance(command, wire.Abort)}
     assert aborted == {submit.request_id for submit in server.submits}
+    assert _leased(server) == _released(server) != set()
 
 
 async def test_time_runs_out_over_http(serve: Serve) -> None:
@@ -178,3 +204,13 @@ async def test_time_runs_out_over_http(serve: Serve) -> None:
     assert "not finished" in answer.json()["error"]["message"]
     await asyncio.sleep(0.01)
     assert server.engine.open_ids == []
+    assert _leased(server) <= _released(server)
+
+
+def _leased(server: Any) -> set[str]:
+    return {lease.name for submit in server.submits for lease in submit.leases}
+
+
+def _released(server: Any) -> set[str]:
+    releases = [command for command in server.engine.commands if isinstance(command, wire.Release)]
+    return {name for release in releases for name in release.leases}

@@ -56,9 +56,9 @@ def build_worker(
 ) -> BuiltWorker:
     """Everything between a checkpoint (a path, or "dummy:<name>") and a worker; CallerErrors name what to change.
 
-    `device` "auto" is the GPU where torch finds one and it serves these options. `overlap_depth` None: 1 there, 0 on
-    a CPU, where planning and computing share the cores. `tokenizer_json` is called when the first constraint comes;
-    without it none can be served. At a `place` of a larger mesh this is one rank, and `meet` finds the others.
+    `device` "auto" is the GPU where torch finds one and it serves these options. `overlap_depth` None: 1 there, 0 on a
+    CPU. `tokenizer_json` is called when the first constraint comes; without it none can be served. At a `place` of a
+    larger mesh this is one rank, and `meet` finds the others.
     """
     num_threads = _num_threads(threads, place)
     torch.set_num_threads(num_threads)
@@ -67,8 +67,8 @@ def build_worker(
     grammars = _grammars(definition, tokenizer_json)
     if place.mesh.size > 1 and device == "cuda":
         raise ConfigError("--tp and --pp run on CPUs only so far; choose --device cpu", field="device")
-    alone = place.mesh.size == 1
-    if device == "cuda" or (alone and device == "auto" and cuda.serves(dtype=dtype, quantize=quantize)):
+    finds_gpu = device == "auto" and place.mesh.size == 1 and cuda.serves(dtype=dtype, quantize=quantize)
+    if device == "cuda" or finds_gpu:
         return build_on_cuda(
             definition,
             dtype=dtype,
@@ -154,6 +154,7 @@ def _build_on_cpu(
         clock=MonotonicClock(),
         overlap_depth=overlap_depth,
         samples=place.pipe.is_last,
+        is_alone=place.mesh.size == 1,
         close_comm=comm.close,
     )
     made = built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth, grammars=grammars)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from phloem.memory.ledger.ledger import Ledger
+from phloem.runtime.sched.intake import Intake
 from phloem.runtime.sched.policy import PolicyName, make_policy
 from phloem.runtime.sched.scheduler import Scheduler
 
@@ -26,14 +27,19 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_scheduler(settings: SchedulerSettings) -> Scheduler:
     """A fresh scheduler with a ledger of its own."""
-    return Scheduler(
-        ledger=Ledger(num_pages=settings.num_pages, page_size=settings.page_size, retain=settings.prefix_cache),
-        policy=make_policy(settings.policy),
-        max_rows=settings.max_rows,
-        max_step_tokens=settings.max_step_tokens,
+    intake = Intake(
+        pool_tokens=settings.num_pages * settings.page_size,
         max_model_len=settings.max_model_len,
         eos_token_ids=settings.eos_token_ids,
         seed=settings.seed,
         prefix_cache=settings.prefix_cache,
+        is_pipelined=settings.num_micro_batches > 1,
+    )
+    return Scheduler(
+        intake=intake,
+        ledger=Ledger(num_pages=settings.num_pages, page_size=settings.page_size, retain=settings.prefix_cache),
+        policy=make_policy(settings.policy),
+        max_rows=settings.max_rows,
+        max_step_tokens=settings.max_step_tokens,
         num_micro_batches=settings.num_micro_batches,
     )

@@ -93,5 +93,5 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     def _behind_reasoning(self, sampling: SamplingParams, *, field: str) -> SamplingParams:
         if sampling.constraint is None or self.reasoning is None or not self.reasoning_has_begun:
             return sampling
-        constraint = after_reasoning(sampling.constraint, self.reasoning, self.special_ids, field=field)
+        constraint = after_reasoning(sampling.constraint, self.reasoning, self.special_ids)
         return msgspec.structs.replace(sampling, constraint=constraint)

@@ -12,6 +12,7 @@ from phloem.lang.engine import Usage
 from phloem.lang.events import Delta, Event, ProgramResult
 from phloem.lang.functions import BUILT_IN, Functions
 from phloem.lang.limits import ProgramLimits
+from phloem.lang.passes.bounds import least_tokens
 from phloem.lang.passes.pipeline import ALL_PASSES
 from phloem.lang.prepare import Prepared, RunOptions, prepare
 from phloem.lang.run import Run, stream
@@ -32,6 +33,12 @@ SERVER_LIMITS = ProgramLimits(
 )
 
 
+MAX_REMEMBERED_BYTES = 1 << 20
+"""Of programs, as JSON: they are remembered as they were prepared."""
+
+_encode = msgspec.json.Encoder().encode
+
+
 class ProgramSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator allows: limits, and the functions that Call may reach. `max_parallel` requests of one program
     are under way at once; memory comes in pages of `tokens_per_page`."""
@@ -43,11 +50,13 @@ class ProgramSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProgramService:
-    """Judges programs and makes their runs."""
+    """Judges programs and makes their runs. A program that comes again is not judged and rewritten again."""
 
     def __init__(self, *, backend: Backend, settings: ProgramSettings) -> None:
         self._settings = settings
         self._turns = TurnPieces(backend.chat_template)
+        self._least_tokens = backend.tokenizer.least_tokens
+        self._remembered: dict[bytes, Prepared] = {}  # the one used last is the last
 
     def num_places(self, request: ProgramRequest) -> int:
         """Places in the queue: one for each request that it may have under way at once."""
@@ -75,12 +84,20 @@ class ProgramService:
         )
 
     def _prepared(self, request: ProgramRequest) -> Prepared:
+        key = _encode((request.program, request.passes, request.limits))
+        prepared = self._remembered.pop(key, None) or self._prepare(request)
+        self._remembered[key] = prepared
+        while len(self._remembered) > 1 and sum(map(len, self._remembered)) > MAX_REMEMBERED_BYTES:
+            del self._remembered[next(iter(self._remembered))]
+        return prepared
+
+    def _prepare(self, request: ProgramRequest) -> Prepared:
         limits = self._settings.limits
         if request.limits is not None:
             limits = limits.tightened(request.limits)
         passes = ALL_PASSES if request.passes is None else request.passes
-        options = RunOptions(seed=request.seed, passes=passes, limits=limits, functions=self._settings.functions)
-        return prepare(request.program, options)
+        options = RunOptions(passes=passes, limits=limits, functions=self._settings.functions)
+        return prepare(request.program, options, count=lambda text: max(least_tokens(text), self._least_tokens(text)))
 
 
 class ProgramAnswer:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from phloem.core.errors import InvalidRequest
 from phloem.core.request import Constraint
+from phloem.runtime.grammar.compile import spelled
 from phloem.serve.text.formats.choose import TOOL_FORMATS
 from phloem.serve.text.formats.constraint import after_reasoning, arguments_schema, tool_constraint
 from phloem.serve.text.formats.deepseek import DEEPSEEK, THINK
@@ -60,7 +60,7 @@ def ids_of(text: str, special_ids: dict[str, int]) -> list[int]:
 
 def accepts(constraint: Constraint, text: str, special_ids: dict[str, int], *, whole: bool = True) -> bool:
     """Whether `text` may be generated; `whole`: and the answer end there."""
-    matcher = LLMatcher(TOKENIZER, LLMatcher.grammar_from_lark(constraint.text))
+    matcher = LLMatcher(TOKENIZER, spelled(constraint))
     assert not matcher.is_error(), matcher.get_error()
     ids = ids_of(text, special_ids)
     return matcher.try_consume_tokens(ids) == len(ids) and (not whole or matcher.is_accepting())
@@ -136,21 +136,16 @@ def test_reasoning_may_come_first_and_has_to_where_the_prompt_opened_it(special_
         (Constraint("json_object"), "{}", "[]"),
         (Constraint("regex", r"a/b\/[0-9]+"), "a/b/12", "a/b/"),
         (Constraint("choice", '["yes", "n\\"o"]'), 'n"o', "no"),
+        (Constraint("grammar", 'start: "{" /[a-z"]+/ other\nother: "}" // }\n'), '{a"b}', "{A}"),
+        (Constraint("grammar", 'root ::= "yes" | "no" [0-9]+ # "\n'), "no12", "no"),
     ],
     ids=lambda value: value.kind if isinstance(value, Constraint) else None,
 )
 def test_a_constraint_starts_after_the_reasoning(constraint: Constraint, good: str, bad: str) -> None:
     """Red when response_format and its kin reach into the reasoning of a model."""
-    after = after_reasoning(constraint, THINK, {}, field="response_format")
+    after = after_reasoning(constraint, THINK, {})
     assert accepts(after, f"Let me see: {bad}</think>\n{good}", {})
     assert not accepts(after, f"Let me see</think>\n{bad}", {})
-
-
-def test_a_grammar_after_reasoning_is_refused() -> None:
-    """Red when it is dropped without a word."""
-    with pytest.raises(InvalidRequest, match="turn that off") as caught:
-        after_reasoning(Constraint("grammar", "start: /a/"), THINK, {}, field="ebnf")
-    assert caught.value.field == "ebnf"
 
 
 def test_undeclared_arguments_are_not_generated() -> None:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from phloem.core.errors import InvalidRequest
 from phloem.core.request import Constraint
 from phloem.serve.text.formats.spec import Function, ReasoningFormat, ToolFormat
 
@@ -65,11 +64,8 @@ def tool_constraint(
     return Constraint("structural", "\n".join(rules) + "\n")
 
 
-def after_reasoning(
-    constraint: Constraint, reasoning: ReasoningFormat, special_ids: Mapping[str, int], *, field: str
-) -> Constraint:
-    """`constraint` for what follows the reasoning that the prompt opened. InvalidRequest, naming `field`, for a Lark
-    grammar: its rules cannot stand inside another grammar."""
+def after_reasoning(constraint: Constraint, reasoning: ReasoningFormat, special_ids: Mapping[str, int]) -> Constraint:
+    """`constraint` for what follows the reasoning that the prompt opened."""
     match constraint.kind:
         case "json_schema":
             answer = _json(json.loads(constraint.text))
@@ -80,10 +76,7 @@ def after_reasoning(
         case "choice":
             answer = "(" + " | ".join(quoted(choice) for choice in json.loads(constraint.text)) + ")"
         case _:
-            raise InvalidRequest(
-                f"{field}: a grammar cannot follow reasoning; turn that off with chat_template_kwargs",
-                field=field,
-            )
+            answer = "%grammar " + json.dumps(constraint.text)
     write = _Writer(special_ids)
     rules = ["%llguidance {}", "start: reasoning answer", f"answer: {answer}"]
     rules += _reasoning(write, reasoning, has_begun=True, is_optional=False)
