@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from phloem import LLM, SamplingParams
+from phloem import LLM, ConfigError, SamplingParams
 
 PROMPTS = [
     "The capital of Japan is",
@@ -33,3 +33,24 @@ def test_tokens_do_not_depend_on_the_mesh(default_model, alone, mesh: dict[str, 
     """Red if any rank computes something else than its part, or a pipeline feeds a row a token it should not know yet.
     The prompts are longer than a step, so that chunks of one are in flight together."""
     assert answers(**mesh) == alone
+
+
+def expert_answers(**options: int) -> list[tuple[int, ...]]:
+    prompts = [[(7 * i + j) % 300 for j in range(5 + 9 * i)] for i in range(6)]
+    greedy = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    with LLM("dummy:qwen3moe-tiny", dtype="float32", max_step_tokens=64, memory_gb=0.1, **options) as llm:
+        outputs = llm.generate(prompts, greedy, progress=False)
+    return [tuple(output.outputs[0].token_ids) for output in outputs]
+
+
+@pytest.mark.parametrize("mesh", [{"tp": 2, "ep": 2}, {"tp": 2}], ids=["whole experts", "parts of experts"])
+def test_experts_may_be_anywhere(mesh: dict[str, int]) -> None:
+    """Red if a row comes back from another rank's expert to the wrong token, or an expert's part is left out."""
+    assert expert_answers(**mesh) == expert_answers()
+
+
+def test_experts_are_spread_over_the_ranks_of_a_layer() -> None:
+    """Red if a mesh that cannot be is built, or the message does not say what would do."""
+    with pytest.raises(ConfigError, match="--ep 2 needs --tp 2") as error:
+        LLM("dummy:qwen3moe-tiny", ep=2)
+    assert error.value.field == "ep"

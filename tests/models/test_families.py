@@ -32,6 +32,8 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 LINEAR = {"rope_type": "linear", "factor": 3.0}
 THETA = {"rope_theta": 500.0}
 
+EXPERTS = {"head_dim": 20, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 56}
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama, tied": ("Llama", {"tie_word_embeddings": True}),
@@ -48,6 +50,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "tie_word_embeddings": True},
     ),
     "qwen3": ("Qwen3", {"head_dim": 20}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7}),
+    "qwen3-moe": ("Qwen3Moe", EXPERTS | {"norm_topk_prob": True}),
+    "qwen3-moe, weights as the softmax says": ("Qwen3Moe", EXPERTS | {"norm_topk_prob": False}),
     "qwen3, window, biases": (
         "Qwen3",
         {

@@ -59,6 +59,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # -- parallelism
     tp: Annotated[int, Meta(ge=1, le=64, description="ranks that share every layer (tensor parallel)")] = 1
+    ep: Annotated[int, Meta(ge=1, le=64, description="of those ranks, how many hold whole experts (1 or --tp)")] = 1
     pp: Annotated[int, Meta(ge=1, le=64, description="stages that share the layers (pipeline parallel)")] = 1
 
     # -- scheduling

@@ -74,7 +74,7 @@ def compile_graph(definition: Traceable, passes: tuple[Pass, ...] = PASSES, *, p
     stages = [stage]
     rewrites = passes
     if place.tensor.size > 1:
-        mine = resolve_shard(definition.sizes, place.tensor)
+        mine = resolve_shard(definition.sizes, place.tensor, whole_experts=place.mesh.whole_experts)
         layers = tuple(msgspec.structs.replace(layer, num_kv_heads=mine.num_kv_heads) for layer in layers)
         rewrites = (partial(shard, layout=definition.layout, mine=mine), *passes)
     for rewrite in rewrites:

@@ -75,7 +75,14 @@ def node_cost(node: fx.Node, load: StepLoad, stored: Callable[[str], int]) -> Co
     name = target_name(node)
     if node.op != "call_function" or name in VIEWS:
         return Cost()
-    special = {"embed": _embed, "linear": _linear, "attention": _attention, "paged_attention": _paged_attention}
+    special = {
+        "embed": _embed,
+        "linear": _linear,
+        "attention": _attention,
+        "paged_attention": _paged_attention,
+        "moe": _moe,
+        "moe_exchange": _moe,
+    }
     specs = node.meta["spec"] if isinstance(node.meta["spec"], tuple) else (node.meta["spec"],)
     inputs = [arg for arg in node.all_input_nodes if arg.op != "placeholder"]
     parameters = [arg for arg in inputs if arg.op == "get_attr"]
@@ -104,6 +111,17 @@ def _embed(node: fx.Node, load: StepLoad, cost: Cost) -> Cost:
 
 def _linear(node: fx.Node, load: StepLoad, cost: Cost) -> Cost:
     return cost + Cost(flops=2 * prod(map(load.size, _spec(node.args[0]).shape)) * load.size(spec_of(node).shape[1]))
+
+
+def _moe(node: fx.Node, load: StepLoad, cost: Cost) -> Cost:
+    """The experts that some token chose, if all are as likely; three products a chosen expert."""
+    experts, (_, width) = _spec(node.args[1]).shape[1], _spec(node.args[3]).shape
+    tokens, hidden = map(load.size, _spec(node.args[0]).shape)
+    top_k = node.args[4]
+    assert isinstance(top_k, int)
+    touched = 1 - (1 - top_k / load.size(experts)) ** tokens
+    flops = 6 * tokens * top_k * hidden * load.size(width)
+    return Cost(weight_bytes=round(cost.weight_bytes * touched), activation_bytes=cost.activation_bytes, flops=flops)
 
 
 def _attention(node: fx.Node, load: StepLoad, cost: Cost) -> Cost:

@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "seed",
     ),
     "machine": ("device", "threads", "memory_gb", "page_size"),
-    "parallelism": ("tp", "pp"),
+    "parallelism": ("tp", "ep", "pp"),
     "scheduling": ("policy", "max_running", "max_step_tokens", "max_queue", "overlap", "prefix_cache"),
     "server": (
         "host",

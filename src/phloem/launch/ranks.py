@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from phloem.core.config import Config
+from phloem.core.errors import ConfigError
 from phloem.launch.process import describe_exit
 from phloem.parallel.mailroom import DeciderPost, shared_memory_works
 from phloem.parallel.mesh import Mesh
@@ -49,8 +50,12 @@ class RankOrder(msgspec.Struct, frozen=True):
 
 
 def mesh_of(config: Config) -> Mesh:
-    """The mesh that the options ask for."""
-    return Mesh(pipe=config.pp, tensor=config.tp)
+    """The mesh that the options ask for. ConfigError where they do not fit together."""
+    if config.ep not in (1, config.tp):
+        raise ConfigError(
+            f"--ep {config.ep} needs --tp {config.ep}: experts are spread over the ranks that share a layer", field="ep"
+        )
+    return Mesh(pipe=config.pp, tensor=config.tp, whole_experts=config.ep > 1)
 
 
 class Ranks:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from phloem.graph.ops.experts import moe
 from phloem.graph.ops.model import embed, linear, rms_norm, swiglu
 from phloem.models.definition import Dims
 from phloem.parallel.layout import Cut, Layout
@@ -52,12 +53,29 @@ DECODER_LAYOUT: Layout = {
 }
 
 
+MOE_LAYOUT: Layout = {
+    **DECODER_LAYOUT,
+    "layers.{}.mlp.experts.gate_up": Cut("rows", "expert_ffn"),
+    "layers.{}.mlp.experts.down": Cut("columns", "expert_ffn"),
+}
+
+
 def bias_names(*linears: str) -> Names:
     """The biases of linears named in DECODER_NAMES, such as "attention.q"."""
     weights = {f"layers.{{}}.{linear}": DECODER_NAMES[f"layers.{{}}.{linear}.weight"] for linear in linears}
     return {
         f"{name}.bias": (hf.replace(".weight", ".bias"), gguf.replace(".weight", ".bias"))
         for name, (hf, gguf) in weights.items()
+    }
+
+
+def moe_names(block: str, *, gate: str, up: str, down: str) -> Names:
+    """The router and the experts of a mixture. `{expert}` stands for each in turn, `|` joins the parts of one."""
+    expert = f"model.layers.{{}}.{block}.experts.{{expert}}"
+    return {
+        "layers.{}.mlp.router.weight": (f"model.layers.{{}}.{block}.gate.weight", ""),
+        "layers.{}.mlp.experts.gate_up": (f"{expert}.{gate}.weight|{expert}.{up}.weight", ""),
+        "layers.{}.mlp.experts.down": (f"{expert}.{down}.weight", ""),
     }
 
 
@@ -114,15 +132,39 @@ class GatedMlp(nn.Module):
         return out
 
 
+class Experts(nn.Module):
+    """The weights of all experts, one below the other."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.gate_up = parameter(dims.num_experts * 2 * dims.expert_ffn, dims.hidden)
+        self.down = parameter(dims.num_experts * dims.hidden, dims.expert_ffn)
+
+
+class MoeMlp(nn.Module):
+    """A router, and of many gated MLPs the few it chooses for each token."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.router = Linear(dims.hidden, dims.num_experts, float32_out=True)
+        self.experts = Experts(dims)
+        self.top_k, self.normalize = dims.experts_per_token, dims.normalizes_experts
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        router_TE = self.router(x_TD)
+        out: Tensor = moe(x_TD, router_TE, self.experts.gate_up, self.experts.down, self.top_k, self.normalize)
+        return out
+
+
 class Layer(nn.Module):
     """h + attention(norm(h)), then h + mlp(norm(h))"""
 
-    def __init__(self, dims: Dims, attention: nn.Module) -> None:
+    def __init__(self, dims: Dims, attention: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
         self.attention_norm = RmsNorm(dims.hidden, dims.eps)
         self.attention = attention
         self.mlp_norm = RmsNorm(dims.hidden, dims.eps)
-        self.mlp = GatedMlp(dims)
+        self.mlp = mlp
 
     def forward(self, h_TD: Tensor, positions_T: Tensor, inv_freq: Tensor) -> Tensor:
         a_TD: Tensor = self.attention(self.attention_norm(h_TD), positions_T, inv_freq)
@@ -132,14 +174,19 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, norm, LM head. `attention(dims, layer)` makes the family's attention."""
+    """Embedding, layers, norm, LM head. `attention(dims, layer)` and `mlp(dims)` make the family's own."""
 
     inv_freq: Tensor
 
-    def __init__(self, dims: Dims, attention: Callable[[Dims, int], nn.Module]) -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        attention: Callable[[Dims, int], nn.Module],
+        mlp: Callable[[Dims], nn.Module] = GatedMlp,
+    ) -> None:
         super().__init__()
         self.embed = Embedding(dims.vocab, dims.hidden)
-        self.layers = nn.ModuleList(Layer(dims, attention(dims, i)) for i in range(dims.num_layers))
+        self.layers = nn.ModuleList(Layer(dims, attention(dims, i), mlp(dims)) for i in range(dims.num_layers))
         self.norm = RmsNorm(dims.hidden, dims.eps)
         self.lm_head = Linear(dims.hidden, dims.vocab, float32_out=True)
         if dims.tied:

@@ -10,13 +10,20 @@ import numpy.typing as npt
 
 from phloem.core.errors import ModelError
 from phloem.graph.checkpoint.checkpoint import Checkpoint
-from phloem.graph.weights import Constant, Rows, Stored, WeightRecipe, sources
-from phloem.models import llama, mistral, qwen2, qwen3, read_gguf, read_hf
+from phloem.graph.weights import Concat, Constant, Rows, Stored, WeightRecipe, sources
+from phloem.models import llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, read_gguf, read_hf
 from phloem.models.definition import Dims, Family, ModelDefinition
 from phloem.models.dummy import dummy_checkpoint
 from phloem.models.fields import Fields
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    llama.FAMILY,
+    mistral.FAMILY,
+    mixtral.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    qwen3_moe.FAMILY,
+)
 HARMLESS = re.compile(
     r"(rotary_emb\.inv_freq|^rope_freqs\.weight|^lm_head\.weight|^output\.weight)$"
 )  # derived or tied
@@ -86,13 +93,24 @@ def _recipes(family: Family, dims: Dims, checkpoint: Checkpoint) -> Mapping[str,
     for parameter, value in family.model(dims).named_parameters():
         layer = re.search(r"\d+", parameter)
         pattern = parameter.replace(f".{layer.group()}.", ".{}.", 1) if layer else parameter
-        stored = family.names[pattern][column].format(*([layer.group()] if layer else []))
-        recipe: WeightRecipe = Stored(stored, tuple(value.shape))
+        stored = family.names[pattern][column].replace("{}", layer.group() if layer else "")
+        recipe = _stored(stored, tuple(value.shape), dims)
         if checkpoint.kind == "gguf" and family.gguf_interleaves and re.search(r"attention\.[qk]\.", parameter):
             recipe = Rows(recipe, _halves_first(value.shape[0], dims.head_dim))
         recipes[parameter] = recipe
     _refuse_strangers(family, recipes, checkpoint)
     return recipes
+
+
+def _stored(name: str, shape: tuple[int, ...], dims: Dims) -> WeightRecipe:
+    """A tensor by its name; of names with `{expert}`, the tensors of all experts below each other, `|` between an
+    expert's parts."""
+    if "{expert}" not in name:
+        return Stored(name, shape)
+    parts = name.split("|")
+    part_shape = (shape[0] // (dims.num_experts * len(parts)), *shape[1:])
+    names = [part.replace("{expert}", str(expert)) for expert in range(dims.num_experts) for part in parts]
+    return Concat(tuple(Stored(each, part_shape) for each in names))
 
 
 def _refuse_strangers(family: Family, recipes: Mapping[str, WeightRecipe], checkpoint: Checkpoint) -> None:

@@ -45,6 +45,10 @@ class Dims:
     tied: bool = False  # the LM head is the embedding
     attention_bias: bool = False  # q, k, v and o, where the family leaves it to the configuration
     mlp_bias: bool = False
+    num_experts: int = 0  # 0: a dense model
+    experts_per_token: int = 0
+    expert_ffn: int = 0
+    normalizes_experts: bool = True  # the weights of a token's experts sum to one
 
     @property
     def scale(self) -> float:
@@ -95,7 +99,15 @@ class ModelDefinition:
     def sizes(self) -> Sizes:
         """The numbers that such cuts go by."""
         dims = self.dims
-        return Sizes(dims.num_heads, dims.num_kv_heads, dims.head_dim, dims.ffn, dims.vocab)
+        return Sizes(
+            num_heads=dims.num_heads,
+            num_kv_heads=dims.num_kv_heads,
+            head_dim=dims.head_dim,
+            ffn=dims.ffn,
+            vocab=dims.vocab,
+            num_experts=dims.num_experts,
+            expert_ffn=dims.expert_ffn,
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -118,7 +130,9 @@ class ModelDefinition:
             "layers": dims.num_layers,
             "hidden": dims.hidden,
             "heads": f"{dims.num_heads} ({dims.num_kv_heads} KV) of {dims.head_dim}",
-            "ffn": dims.ffn,
+            "ffn": dims.ffn
+            if not dims.num_experts
+            else f"{dims.expert_ffn} x {dims.experts_per_token} of {dims.num_experts} experts",
             "vocabulary": dims.vocab,
             "context": dims.max_context,
         }

@@ -45,7 +45,7 @@ def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Entry]]:
 
 
 def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    D, F, V = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    D, V = config["hidden_size"], config["vocab_size"]
     d = config.get("head_dim", D // config["num_attention_heads"])
     Q, K = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
     yield "model.embed_tokens.weight", (V, D)
@@ -59,13 +59,31 @@ def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"{start}.self_attn.{kind}_proj.weight", shape
             if config["model_type"] == "qwen2" and kind != "o":
                 yield f"{start}.self_attn.{kind}_proj.bias", shape[:1]
-            if config["model_type"] == "qwen3" and kind in "qk":
+            if config["model_type"] in ("qwen3", "qwen3_moe") and kind in "qk":
                 yield f"{start}.self_attn.{kind}_norm.weight", (d,)
+        yield from _mlp(config, start)
+        yield f"{start}.input_layernorm.weight", (D,)
+        yield f"{start}.post_attention_layernorm.weight", (D,)
+
+
+def _mlp(config: Mapping[str, Any], start: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """One layer's MLP, or its router and experts."""
+    D, F = config["hidden_size"], config["intermediate_size"]
+    if config["model_type"] == "mixtral":
+        block, names = f"{start}.block_sparse_moe", ("w1", "w3", "w2")
+        num_experts = config["num_local_experts"]
+    elif config["model_type"] == "qwen3_moe":
+        block, names = f"{start}.mlp", ("gate_proj", "up_proj", "down_proj")
+        num_experts, F = config["num_experts"], config["moe_intermediate_size"]
+    else:
         yield f"{start}.mlp.gate_proj.weight", (F, D)
         yield f"{start}.mlp.up_proj.weight", (F, D)
         yield f"{start}.mlp.down_proj.weight", (D, F)
-        yield f"{start}.input_layernorm.weight", (D,)
-        yield f"{start}.post_attention_layernorm.weight", (D,)
+        return
+    yield f"{block}.gate.weight", (num_experts, D)
+    for expert in range(num_experts):
+        for name, shape in zip(names, ((F, D), (F, D), (D, F)), strict=True):
+            yield f"{block}.experts.{expert}.{name}.weight", shape
 
 
 def _random(name: str, shape: tuple[int, ...]) -> RawWeight:
@@ -135,6 +153,10 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "mistral-tiny": _tiny("mistral", sliding_window=16),
     "qwen2-tiny": _tiny("qwen2"),
     "qwen3-tiny": _tiny("qwen3", head_dim=32),
+    "mixtral-tiny": _tiny("mixtral", num_local_experts=4, num_experts_per_tok=2),
+    "qwen3moe-tiny": _tiny(
+        "qwen3_moe", head_dim=32, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=64, norm_topk_prob=True
+    ),
     "smollm2-135m": _config(
         "llama", layers=30, hidden=576, heads=(9, 3), ffn=1536, vocab=49152, context=8192, theta=1e5, tied=True,
         eps=1e-5,
@@ -161,6 +183,11 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "qwen3-0.6b": _config(
         "qwen3", layers=28, hidden=1024, heads=(16, 8), ffn=3072, vocab=151936, context=40960, theta=1e6, tied=True,
         eos=151645, head_dim=128,
+    ),
+    "qwen3-30b-a3b": _config(
+        "qwen3_moe", layers=48, hidden=2048, heads=(32, 4), ffn=6144, vocab=151936, context=40960, theta=1e6,
+        eos=151645, head_dim=128, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
+        norm_topk_prob=True,
     ),
     "qwen3-14b": _config(
         "qwen3", layers=40, hidden=5120, heads=(40, 8), ffn=17408, vocab=151936, context=40960, theta=1e6, eos=151645,

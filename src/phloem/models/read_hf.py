@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from phloem.graph.checkpoint.checkpoint import Checkpoint
 from phloem.models.definition import Dims
 from phloem.models.fields import MAX_CONTEXT, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, Fields
@@ -40,7 +42,32 @@ def read_dims(checkpoint: Checkpoint) -> Dims:
         tied=fields.boolean("tie_word_embeddings", LM_HEAD not in checkpoint.tensors),
         attention_bias=fields.boolean("attention_bias"),
         mlp_bias=fields.boolean("mlp_bias"),
+        **_experts(fields),
     )
+
+
+def _experts(fields: Fields) -> dict[str, Any]:
+    """The numbers of a mixture of experts; nothing for a dense model. ModelError where some layers would be dense."""
+    if fields.get("model_type") == "mixtral":
+        names = ("num_local_experts", "num_experts_per_tok", "intermediate_size")
+    elif fields.get("model_type") == "qwen3_moe":
+        names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+        if fields.get("mlp_only_layers") or fields.integer("decoder_sparse_step", 1) != 1:
+            raise fields.error(
+                "mlp_only_layers", "makes some layers dense; models whose every layer has experts are known"
+            )
+    else:
+        return {}
+    num_experts, per_token, ffn = (fields.integer(name) for name in names)
+    if per_token > num_experts:
+        raise fields.error("num_experts_per_tok", f"is {per_token}, more than the {num_experts} experts there are")
+    normalizes = fields.boolean("norm_topk_prob", False) if fields.get("model_type") == "qwen3_moe" else True
+    return {
+        "num_experts": num_experts,
+        "experts_per_token": per_token,
+        "expert_ffn": ffn,
+        "normalizes_experts": normalizes,
+    }
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -54,9 +81,9 @@ def _refuse_unsupported(fields: Fields) -> None:
 
 
 def _windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
-    """Mistral: one `sliding_window` for all. The others: only with `use_sliding_window`, and by layer."""
+    """Mistral, Mixtral: one `sliding_window` for all. The others: only with `use_sliding_window`, and by layer."""
     if "sliding_window" not in fields or not fields.boolean(
-        "use_sliding_window", fields.get("model_type") == "mistral"
+        "use_sliding_window", fields.get("model_type") in ("mistral", "mixtral")
     ):
         return (None,) * num_layers
     window = fields.integer("sliding_window", most=MAX_CONTEXT)

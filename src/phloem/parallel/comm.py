@@ -77,6 +77,34 @@ class Comm:
         _guarded(lambda: group.allgather([parts], [mine.contiguous()]).wait())
         return torch.cat([part[:, :width] for part, width in zip(parts, widths, strict=True)], dim=1)
 
+    def all_to_all(self, x: Tensor, send_counts: list[int], axis: str) -> tuple[Tensor, list[int]]:
+        """The first `send_counts[0]` rows of x to the axis' first rank, the next to its second ...; the rows that came,
+        in the order of the ranks, and how many from each."""
+        group = self._groups.get(axis)
+        if group is None:
+            return x, send_counts
+        sent, came = torch.tensor(send_counts), torch.empty(len(send_counts), dtype=torch.int64)
+        _guarded(lambda: group.alltoall_base(came, sent, [], []).wait())
+        counts: list[int] = came.tolist()
+        out = x.new_empty(sum(counts), *x.shape[1:])
+        _guarded(lambda: group.alltoall_base(out, x, counts, send_counts).wait())
+        return out, counts
+
+    def gather_rows(self, x: Tensor, counts: list[int], axis: str) -> Tensor:
+        """The rows of every rank below each other; `counts` of each."""
+        group = self._groups.get(axis)
+        if group is None:
+            return x
+        padded = torch.nn.functional.pad(x, (0, 0, 0, max(counts) - x.shape[0]))
+        parts = [torch.empty_like(padded) for _ in counts]
+        _guarded(lambda: group.allgather([parts], [padded]).wait())
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def size_and_index(self, axis: str) -> tuple[int, int]:
+        """How many ranks the axis has, and which this one is."""
+        part = self.place.pipe if axis == "pipe" else self.place.tensor
+        return part.size, part.index
+
     def agree(self, value: int) -> int:
         """The least of all ranks' values, over every axis; each rank calls it once."""
         for group in self._groups.values():
@@ -89,7 +117,7 @@ class Comm:
 
     def receive(self, token_ids_T: Tensor, width: int, axis: str, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What the stage before sent for these tokens: x `[T, width]` in `dtype`, residual `[T, width]` float32."""
-        group, source = self._groups[axis], self._index(axis) - 1
+        group, source = self._groups[axis], self.size_and_index(axis)[1] - 1
         x = torch.empty(token_ids_T.shape[0], width, dtype=dtype, device=token_ids_T.device)
         residual = torch.empty_like(x, dtype=torch.float32)
         _guarded(lambda: group.recv([x], source, 0).wait())
@@ -98,7 +126,7 @@ class Comm:
 
     def send(self, x: Tensor, residual: Tensor, axis: str) -> Tensor:
         """To the stage after, without waiting for it to take them: this stage goes on with the next micro-batch."""
-        group, target = self._groups[axis], self._index(axis) + 1
+        group, target = self._groups[axis], self.size_and_index(axis)[1] + 1
         while len(self._sending) >= MAX_SENDING:
             work, _ = self._sending.popleft()
             _guarded(work.wait)
@@ -119,9 +147,6 @@ class Comm:
         """Close the groups: in flight is nothing any more."""
         self._sending.clear()
         self._groups = {}
-
-    def _index(self, axis: str) -> int:
-        return (self.place.pipe if axis == "pipe" else self.place.tensor).index
 
 
 def alone(device: torch.device) -> Comm:

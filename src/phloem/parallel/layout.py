@@ -18,7 +18,7 @@ from typing import Literal
 from phloem.core.errors import ConfigError
 from phloem.parallel.mesh import Part
 
-Unit = Literal["heads", "kv_heads", "ffn", "vocab"]
+Unit = Literal["heads", "kv_heads", "ffn", "vocab", "expert_ffn"]
 BLOCKS = (256, 32, 1)
 """Columns that are cut in multiples of a quantized block stay quantized: the largest of these that leaves enough."""
 
@@ -43,20 +43,29 @@ class Sizes:
     head_dim: int
     ffn: int
     vocab: int
+    num_experts: int = 0
+    expert_ffn: int = 0
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One rank's ranges of each unit, in rows or columns of a matrix, and all ranks' widths of the vocabulary."""
+    """One rank's ranges of each unit, in rows or columns of a matrix, and all ranks' widths of the vocabulary.
+
+    `experts` are those it holds whole; None: every expert is cut like an MLP.
+    """
 
     part: Part
     ranges: Mapping[Unit, slice]
     num_kv_heads: int
     vocab_widths: tuple[int, ...]
+    num_experts: int = 0
+    experts: range | None = None
 
 
-def resolve_shard(sizes: Sizes, part: Part) -> Shard:
+def resolve_shard(sizes: Sizes, part: Part, *, whole_experts: bool = False) -> Shard:
     """What `part` of the tensor axis holds. ConfigError where the model cannot be cut into that many parts."""
+    if whole_experts and sizes.num_experts < part.size:
+        raise ConfigError(f"--ep {part.size} is more than the model's {sizes.num_experts} experts", field="ep")
     heads, kv_heads = _heads(sizes, part)
     d = sizes.head_dim
     return Shard(
@@ -66,9 +75,12 @@ def resolve_shard(sizes: Sizes, part: Part) -> Shard:
             "kv_heads": slice(kv_heads.start * d, kv_heads.stop * d),
             "ffn": _blocks(sizes.ffn, part.size, part.index),
             "vocab": _blocks(sizes.vocab, part.size, part.index),
+            "expert_ffn": _blocks(sizes.expert_ffn or sizes.ffn, part.size, part.index),
         },
         num_kv_heads=len(kv_heads),
         vocab_widths=tuple(_width(_blocks(sizes.vocab, part.size, index)) for index in range(part.size)),
+        num_experts=sizes.num_experts,
+        experts=even(sizes.num_experts, part.size, part.index) if whole_experts else None,
     )
 
 

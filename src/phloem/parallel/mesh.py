@@ -35,6 +35,7 @@ class Mesh(msgspec.Struct, frozen=True):
 
     pipe: int = 1
     tensor: int = 1
+    whole_experts: bool = False  # the tensor axis carries whole experts, not parts of each
 
     @property
     def size(self) -> int:

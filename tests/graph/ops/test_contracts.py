@@ -55,8 +55,9 @@ def test_vocabularies_are_the_contract() -> None:
     """Red if an op is renamed: kernels register by these names."""
     assert set(LOWERED_OPS) == {
         "embed", "rms_norm", "add_rms_norm", "linear", "rope_kv_write", "paged_attention", "silu_mul", "select_rows",
+        "moe",
     }  # fmt: skip
-    assert set(MODEL_OPS) == {"embed", "rms_norm", "linear", "heads", "rope", "attention", "swiglu"}
+    assert set(MODEL_OPS) == {"embed", "rms_norm", "linear", "heads", "rope", "attention", "swiglu", "moe"}
 
 
 def test_a_call_on_proxies_is_one_node_with_complete_positional_arguments() -> None:

@@ -26,7 +26,7 @@ from phloem.runtime.exec.inputs import fill_inputs
 from phloem.runtime.exec.rows import RowStore
 
 PAGE, TOKENS = 8, 40
-MODELS = ("llama-tiny", "mistral-tiny", "qwen2-tiny", "qwen3-tiny")
+MODELS = ("llama-tiny", "mistral-tiny", "qwen2-tiny", "qwen3-tiny", "mixtral-tiny", "qwen3moe-tiny")
 MESHES = (Mesh(tensor=2), Mesh(tensor=4), Mesh(pipe=2), Mesh(pipe=2, tensor=2))
 
 

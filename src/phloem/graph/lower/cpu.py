@@ -19,11 +19,12 @@ from phloem.graph.capture.inputs import StepInputs
 from phloem.graph.checkpoint.checkpoint import Checkpoint
 from phloem.graph.ir import StepGraph, cache_name
 from phloem.graph.lower.ask import call_of, type_name
+from phloem.graph.lower.between import is_between, read_between
 from phloem.graph.lower.native import Parameter, TapeProgram
 from phloem.graph.lower.program import Capture, Collectives, StepProgram
 from phloem.graph.lower.reference import ReferenceProgram
 from phloem.graph.ops.contract import Op
-from phloem.graph.ops.vocabulary import COLLECTIVE_OPS, LOWERED_OPS
+from phloem.graph.ops.vocabulary import LOWERED_OPS
 from phloem.graph.weights import load_raw, to_torch
 from phloem.kernels.cpu import library
 from phloem.kernels.cpu.implementations import NAME as NATIVE
@@ -63,15 +64,18 @@ class NativeTarget:
         return f"native tape, {self.pool.num_threads} threads, {kind}, weights {weights}"
 
     def load(self, step: StepGraph, checkpoint: Checkpoint, collectives: Collectives = MappingProxyType({})) -> Capture:
-        """Matrices packed for the kernels, vectors in float32."""
+        """Matrices packed for the kernels, those of experts as torch multiplies them, vectors in float32."""
         packer = Packer(self.library, self.pool)
+        plain = read_between(step.graph)
         parameters: dict[str, Parameter] = {}
         for name, recipe in step.recipes.items():
             raw = load_raw(recipe, checkpoint)
-            is_matrix = len(raw.shape) == 2
-            parameters[name] = (
-                packer.pack(raw, storage=self._storage(raw)) if is_matrix else to_torch(raw, torch.float32)
-            )
+            if name in plain:
+                parameters[name] = to_torch(raw, self.activation)
+            elif len(raw.shape) == 2:
+                parameters[name] = packer.pack(raw, storage=self._storage(raw))
+            else:
+                parameters[name] = to_torch(raw, torch.float32)
         return partial(self._capture, step, parameters, collectives)
 
     def _capture(
@@ -176,7 +180,7 @@ def pick_target(step: StepGraph, *, dtype: str, quantize: str, page_size: int, n
 def refusal(step: StepGraph, *, machine: Machine, activation: torch.dtype, page_size: int) -> str | None:
     """Why some op of the graph has no native implementation here, in the registry's words; None if all have."""
     for node in step.graph.nodes:
-        if isinstance(node.target, Op) and node.target.name not in COLLECTIVE_OPS:
+        if isinstance(node.target, Op) and not is_between(node):
             # packing finds every weight a storage, so any will do here
             call = call_of(node, activation=activation, storage="bf16", page_size=page_size)
             choice = REGISTRY.select(machine, call)

@@ -144,7 +144,14 @@ class _Emitter:
     def _between(self, node: fx.Node) -> None:
         arguments = [self._value(arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
         counts_logits = _rows(node) is Rows.LOGITS
-        call = Between(function_of(node, self.collectives), arguments, self.buffers[node], counts_logits)
+        is_buffer = [isinstance(arg, fx.Node) and arg.op != "get_attr" for arg in node.args]
+        call = Between(
+            function=function_of(node, self.collectives),
+            arguments=arguments,
+            is_buffer=is_buffer,
+            outs=self.buffers[node],
+            counts_logits=counts_logits,
+        )
         self.betweens.append((len(self.tape), call))
 
     def _embed(self, node: fx.Node) -> None:

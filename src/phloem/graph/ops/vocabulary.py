@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from phloem.graph.ops import collective, lowered, model
+from phloem.graph.ops import collective, experts, lowered, model
 from phloem.graph.ops.contract import Op
 
 
@@ -13,7 +13,16 @@ def _by_name(*ops: Op) -> Mapping[str, Op]:
     return MappingProxyType({op.name: op for op in ops})
 
 
-MODEL_OPS = _by_name(model.embed, model.rms_norm, model.linear, model.heads, model.rope, model.attention, model.swiglu)
+MODEL_OPS = _by_name(
+    model.embed,
+    model.rms_norm,
+    model.linear,
+    model.heads,
+    model.rope,
+    model.attention,
+    model.swiglu,
+    experts.moe,
+)
 LOWERED_OPS = _by_name(
     model.embed,
     model.rms_norm,
@@ -23,6 +32,7 @@ LOWERED_OPS = _by_name(
     lowered.paged_attention,
     lowered.silu_mul,
     lowered.select_rows,
+    experts.moe,
 )
 COLLECTIVE_OPS = _by_name(
     collective.all_reduce,
@@ -31,5 +41,6 @@ COLLECTIVE_OPS = _by_name(
     collective.owned_rows,
     collective.receive,
     collective.send,
+    experts.moe_exchange,
 )  # bound to a Comm when a graph is lowered, whatever the machine
 OPS: Mapping[str, Op] = MappingProxyType({**MODEL_OPS, **LOWERED_OPS, **COLLECTIVE_OPS, "columns": model.columns})

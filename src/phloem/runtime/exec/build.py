@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ from phloem.graph.checkpoint.open import open_checkpoint
 from phloem.graph.compile import compile_graph
 from phloem.graph.lower import cuda
 from phloem.graph.lower.cpu import pick_target
+from phloem.graph.lower.expert_parallel import ExpertLoad, exchange_experts
+from phloem.graph.lower.program import Collectives
 from phloem.memory.budget import PageBudget, free_host_bytes, solve_pages
 from phloem.memory.pool.kv import KvPool
 from phloem.models.catalog import define_dummy, define_model
@@ -65,10 +68,7 @@ def build_worker(
     with timed("open checkpoint", report):
         definition = _define(model, max_model_len)
     grammars = _grammars(definition, tokenizer_json)
-    if place.mesh.size > 1 and device == "cuda":
-        raise ConfigError("--tp and --pp run on CPUs only so far; choose --device cpu", field="device")
-    finds_gpu = device == "auto" and place.mesh.size == 1 and cuda.serves(dtype=dtype, quantize=quantize)
-    if device == "cuda" or finds_gpu:
+    if _is_for_gpu(device, place, dtype=dtype, quantize=quantize):
         return build_on_cuda(
             definition,
             dtype=dtype,
@@ -123,7 +123,7 @@ def _build_on_cpu(
         target = pick_target(step, dtype=dtype, quantize=quantize, page_size=page_size, num_threads=num_threads)
     comm = meet(torch.device("cpu"))
     with timed("load weights", report):
-        capture = target.load(step, definition.checkpoint, comm.bound(target.activation))
+        capture = target.load(step, definition.checkpoint, collectives(comm, target.activation))
     with timed("KV pool", report):
         budget = solve_pages(
             layers=step.layers,
@@ -162,10 +162,25 @@ def _build_on_cpu(
     return replace(made, as_rank=worker, fingerprint=fingerprint(definition.checkpoint, options=options))
 
 
+def _is_for_gpu(device: str, place: Place, *, dtype: str, quantize: str) -> bool:
+    """Whether the model goes to a GPU. ConfigError where it is asked to but cannot."""
+    if place.mesh.size > 1:
+        if device == "cuda":
+            raise ConfigError("--tp and --pp run on CPUs only so far; choose --device cpu", field="device")
+        return False
+    return device == "cuda" or (device == "auto" and cuda.serves(dtype=dtype, quantize=quantize))
+
+
 def _grammars(definition: ModelDefinition, tokenizer_json: Callable[[], str] | None) -> Grammars:
     if tokenizer_json is None:
         return Grammars(no_vocabulary)
     return Grammars(lambda: Vocabulary(tokenizer_json(), definition.vocab_size, definition.eos_ids))
+
+
+def collectives(comm: Comm, activation: torch.dtype) -> Collectives:
+    """The functions behind ops that need other ranks."""
+    exchange = partial(exchange_experts, exchange=comm, load=ExpertLoad())
+    return {**comm.bound(activation), "moe_exchange": exchange}
 
 
 def agreed(budget: PageBudget, comm: Comm) -> PageBudget:

@@ -35,7 +35,7 @@ class MaskPool:
                 self._under_way[matcher] = self._threads.submit(matcher.mask)
 
     def take(self, matchers: Mapping[int, Matcher], *, patience_s: float | None) -> dict[int, BitRow]:
-        """By row, the masks that are ready; waits for the others at most `patience_s` in all (None: as long as it takes)."""
+        """By row, the masks that are ready; waits for the others at most `patience_s` in all (None: without end)."""
         futures = {row: self._under_way[matcher] for row, matcher in matchers.items()}
         wait(futures.values(), timeout=patience_s)
         taken = {row: future.result() for row, future in futures.items() if future.done()}
