@@ -117,6 +117,10 @@ class NullWorker:
         """There is nothing to warm up."""
         return True
 
+    def prepare(self) -> bool:
+        """There is nothing to prepare."""
+        return False
+
     def submit(self, plan: StepPlan) -> NullHandle:
         """Apply a plan. AssertionError naming the row or page if it is not sound."""
         assert plan.step == self._next_step, f"step {plan.step} came after step {self._next_step - 1}"

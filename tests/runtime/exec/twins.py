@@ -111,6 +111,9 @@ class TwinWorker:
         self.plans: list[StepPlan] = []
         self.is_warm = True
 
+    def prepare(self) -> bool:
+        return False
+
     def submit(self, plan: StepPlan) -> TwinHandle:
         self.plans.append(plan)
         return TwinHandle(self.ours.submit(plan), self.theirs.submit(plan))

@@ -14,8 +14,8 @@ float32 weights. Device and host therefore draw the same token, but for numbers 
 Greedy lines (temperature under 1e-5) take the lowest id of the largest logit, exactly. Every sum has a fixed order: a
 line's token does not depend on the other lines.
 
-Log-probabilities, penalties, logit bias and min_tokens are the host's: give such a line line_row -1 here, sample it
-there, and append with rows.append_tokens.
+Constraints, penalties, logit bias and min_tokens change the logits before (adjust.py); log-probabilities are taken
+after (report.py).
 """
 
 from __future__ import annotations

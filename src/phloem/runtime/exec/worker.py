@@ -61,6 +61,10 @@ class Worker:
         """Always: the first step is as fast as any."""
         return True
 
+    def prepare(self) -> bool:
+        """There is nothing to prepare."""
+        return False
+
     def submit(self, plan: StepPlan) -> Handle:
         """Start one step."""
         if self._thread is not None:

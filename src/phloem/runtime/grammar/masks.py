@@ -14,17 +14,17 @@ FloatRows = npt.NDArray[np.float32]
 
 
 class MaskThread:
-    """Computes masks beside the step. Its thread is started by the first mask."""
+    """Computes masks beside the step, on one thread or several. They are started by the first masks."""
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="phloem-masks")
+    def __init__(self, *, num_threads: int = 1) -> None:
+        self._thread = ThreadPoolExecutor(num_threads, thread_name_prefix="phloem-masks")
 
     def start(self, matchers: Mapping[int, Matcher]) -> Mapping[int, Future[BitRow]]:
         """The masks of rows, under way; nobody may touch the matchers before they are done."""
         return {row: self._thread.submit(matcher.mask) for row, matcher in matchers.items()}
 
     def close(self) -> None:
-        """End the thread."""
+        """End the threads."""
         self._thread.shutdown()
 
 

@@ -1,0 +1,84 @@
+"""The host's part of the rows with a constraint on a device: it knows their texts, the device draws their tokens.
+
+    start, took ──> the mask of the next token, computed on a thread while the device works
+    masks       ──> what the step that draws this token uploads first
+    took        ──> the drawn token moves the matcher; tokens that must follow are `forced`: the next step uploads them
+
+Nothing of such a row is planned ahead of its last result (runtime/sched), so whoever plans a token of it has its mask
+under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+
+from phloem.core.plan import RowStart
+from phloem.runtime.exec.sampling.state import Grammars, SamplingState
+from phloem.runtime.grammar.masks import MaskThread
+from phloem.runtime.grammar.matcher import BitRow, Matcher
+
+NUM_MASK_THREADS = 4
+"""A mask takes 50 us, mostly outside the interpreter's lock; a device's host has cores to spare for as many."""
+
+
+class ConstrainedRows:
+    """One sampling state, and the mask of the next token, for every row with a constraint."""
+
+    def __init__(self, *, vocab_size: int, grammars: Grammars | None) -> None:
+        self._vocab_size = vocab_size
+        self._grammars = grammars
+        self._thread = MaskThread(num_threads=NUM_MASK_THREADS)
+        self._states: dict[int, SamplingState] = {}
+        self._masks: dict[int, Future[BitRow]] = {}
+        self._forced: dict[int, tuple[int, ...]] = {}
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._states
+
+    def start(self, start: RowStart) -> None:
+        """A row starts; its constraint is already compiled."""
+        state = SamplingState.start(start, vocab_size=self._vocab_size, grammars=self._grammars)
+        self._states[start.row] = state
+        self._begin_mask(start.row)
+
+    def end(self, row: int) -> None:
+        """A row ends, if it was one of these."""
+        if self._states.pop(row, None) is not None:
+            del self._masks[row]
+            self._forced.pop(row, None)
+
+    def masks(self, rows: Iterable[int]) -> Mapping[int, BitRow]:
+        """The masks of those of `rows` that have a constraint; waits until they are computed."""
+        return {row: self._masks[row].result() for row in rows if row in self._masks}
+
+    def took(self, row: int, token_id: int) -> tuple[int, ...]:
+        """The device drew a token; returns it and those that must follow."""
+        state = self._states[row]
+        state.append(token_id)
+        forced = tuple(state.force())
+        if forced:
+            self._forced[row] = forced
+        self._begin_mask(row)
+        return token_id, *forced
+
+    def take_forced(self) -> Mapping[int, tuple[int, ...]]:
+        """Tokens by row that the device does not know yet; the caller sees to it."""
+        forced, self._forced = self._forced, {}
+        return forced
+
+    def fault(self, row: int) -> str | None:
+        """Why no token can follow in a row, where its constraint is to blame."""
+        return self._matcher(row).fault if row in self._states else None
+
+    def close(self) -> None:
+        """End the threads."""
+        self._thread.close()
+
+    def _begin_mask(self, row: int) -> None:
+        self._masks |= self._thread.start({row: self._matcher(row)})
+
+    def _matcher(self, row: int) -> Matcher:
+        matcher = self._states[row].matcher
+        assert matcher is not None, f"row {row} has no constraint"
+        return matcher
