@@ -8,7 +8,10 @@ other integers must be listed in do_not_specialize.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import cache
 from typing import Any
+
+import torch
 
 Grid = tuple[int, int, int]
 
@@ -40,3 +43,9 @@ class Launcher:
         assert list(self._kernel.arg_names[len(arguments) :]) == names, "constants come in the kernel's order"
         options = {"num_warps": num_warps, "num_stages": num_stages, "launch_pdl": early}
         self._compiled[key] = self._kernel[grid](*arguments, **constants, **options)  # None from the interpreter
+
+
+@cache
+def starts_early(device: torch.device) -> bool:
+    """Whether kernels may start while the one before drains: programmatic dependent launch, compute capability 9 on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
