@@ -48,6 +48,7 @@ class Tape:
         parameters: Mapping[str, torch.Tensor],
         caches: Mapping[str, torch.Tensor],
     ) -> None:
+        self._parameters = parameters
         self._fixed: list[Any] = []  # one entry a register: parameters, caches and constants are there for good
         self._inputs: list[tuple[str, int]] = []
         self._calls: list[Call] = []
@@ -77,8 +78,14 @@ class Tape:
                     )
         assert self._logits >= 0, "the graph has no output"
 
-    def run(self, inputs: Mapping[str, torch.Tensor], shape: AttentionShape) -> torch.Tensor:
-        """Logits `[num_logits, vocabulary]` float32."""
+    def run(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        shape: AttentionShape,
+        *,
+        after: Callable[[fx.Node], object] | None = None,
+    ) -> torch.Tensor:
+        """Logits `[num_logits, vocabulary]` float32. `after` hears of each node that was launched."""
         values = self._fixed.copy()
         for name, register in self._inputs:
             values[register] = inputs[name]
@@ -89,8 +96,14 @@ class Tape:
             )
             for register in call.dead:
                 values[register] = None
+            if after is not None:
+                after(call.node)
         logits: torch.Tensor = values[self._logits]
         return logits
+
+    def num_bytes(self, name: str) -> int:
+        """What a parameter takes in memory."""
+        return self._parameters[name].nbytes
 
     def _register(self, value: Any) -> int:
         self._fixed.append(value)

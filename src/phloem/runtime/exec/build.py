@@ -46,6 +46,8 @@ def build_worker(
     overlap_depth: int | None,
     report: Report,
     tokenizer_json: Callable[[], str] | None = None,
+    kv_cache_dtype: str = "auto",
+    deterministic: bool = False,
 ) -> BuiltWorker:
     """Everything between a checkpoint (a path, or "dummy:<name>") and a worker; CallerErrors name what to change.
 
@@ -58,11 +60,13 @@ def build_worker(
     with timed("open checkpoint", report):
         definition = _define(model, max_model_len)
     grammars = _grammars(definition, tokenizer_json)
-    if device == "cuda" or (device == "auto" and cuda.serves(dtype=dtype, quantize=quantize)):
+    if runs_on_gpu(device=device, dtype=dtype, quantize=quantize):
         return build_on_cuda(
             definition,
             dtype=dtype,
             quantize=quantize,
+            kv_cache_dtype=kv_cache_dtype,
+            deterministic=deterministic,
             max_model_len=max_model_len,
             memory_gb=memory_gb,
             page_size=page_size,
@@ -71,6 +75,10 @@ def build_worker(
             overlap_depth=1 if overlap_depth is None else overlap_depth,
             report=report,
             grammars=grammars,
+        )
+    if kv_cache_dtype != "auto":
+        raise ConfigError(
+            f"--kv-cache-dtype {kv_cache_dtype} is served on a GPU only; choose auto", field="kv_cache_dtype"
         )
     return _build_on_cpu(
         definition,
@@ -86,6 +94,11 @@ def build_worker(
         report=report,
         grammars=grammars,
     )
+
+
+def runs_on_gpu(*, device: str, dtype: str, quantize: str) -> bool:
+    """Whether a worker of these options is one on a GPU, or the refusal of one."""
+    return device == "cuda" or (device == "auto" and cuda.serves(dtype=dtype, quantize=quantize))
 
 
 def _build_on_cpu(

@@ -19,6 +19,9 @@ from phloem.core.errors import RequestFailed
 from phloem.core.plan import ALL_LOGITS, NO_LOGITS, SharedPrefix, StepPlan
 from phloem.core.request import TokenLogprob
 from phloem.core.result import StepResult
+from phloem.graph.cost import StepLoad
+from phloem.graph.lower.device_profile import ceilings
+from phloem.graph.lower.program import Ceilings, StepTimes
 from phloem.kernels.triton import packed
 from phloem.memory.pool.kv import KvPool
 from phloem.runtime.exec.constrained import ConstrainedRows
@@ -163,6 +166,20 @@ class CudaWorker:
                     _log.exception("step %d failed; its requests fail, the engine goes on", plan.step)
                     raise RequestFailed(f"the step failed: {type(error).__name__}: {error}") from error
         return Handle(plan, launches, constrained=self._constrained, clock=self._clock, began_s=began_s)
+
+    def profile(self, plan: StepPlan, load: StepLoad) -> StepTimes:
+        """Compute a plan op by op and time each, then as a whole; nothing counts as computed, so it may be repeated."""
+        changes = self._mirror.apply(plan)
+        with self._queue.on():
+            self._step.load_tokens(plan.starts)
+            restarts = self._mirror.restarts(np.asarray(plan.rows, dtype=np.int32))
+            step, batch = pack_plan(plan, self._mirror, Changes(restarts, changes.pages))
+            return self._step.profile(step, batch.sizes, load)
+
+    def ceilings(self) -> Ceilings:
+        """What the device does at most, measured now."""
+        with self._queue.on():
+            return ceilings(self._pool.layers[0].device)
 
     def close(self) -> None:
         """Finish what was submitted."""

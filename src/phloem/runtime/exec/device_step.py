@@ -10,7 +10,10 @@ import torch
 from phloem.core.plan import RowStart
 from phloem.graph.capture.buckets import Bucket, Buckets, StepSizes
 from phloem.graph.capture.graphs import Body, StepOutput, Steps
+from phloem.graph.cost import StepLoad
 from phloem.graph.lower.device import DeviceProgram
+from phloem.graph.lower.device_profile import profile, seconds
+from phloem.graph.lower.program import OpTime, StepTimes
 from phloem.kernels.triton.attention_shape import AttentionShape
 from phloem.kernels.triton.packed import PackedStep, max_words, pack
 from phloem.kernels.triton.row_tensors import BucketSize, RowTensors, StepTensors
@@ -99,12 +102,34 @@ class DeviceStep:
 
     def run(self, step: PackedStep, sizes: StepSizes, *, wants_logits: bool) -> StepOutput:
         """Launch one step. Its logits are there only if they are wanted."""
+        self._load_plan(step)
+        bucket = self._buckets.of(sizes)
+        return self._steps.run_eagerly(bucket) if wants_logits else self._steps.run(bucket)
+
+    def profile(self, step: PackedStep, sizes: StepSizes, load: StepLoad) -> StepTimes:
+        """Time a step op by op, then the whole of it as it is usually run. `step` starts its rows anew, so that each
+        run is the same."""
+        self._load_plan(step)
+        bucket = self._buckets.of(sizes)
+        inputs = cut(self._inputs, bucket.shape, bucket.num_logits)
+        line_rows = self._inputs.line_rows[: bucket.num_logits]
+        applied_s = seconds(lambda: self._kernels.apply_plan(self._plan, self._store))
+        filled_s = seconds(lambda: self._kernels.fill_inputs(self._plan, self._store, self._inputs, size_of(bucket)))
+        ops, logits = profile(self._program, inputs, bucket.shape, load)
+        drawn_s = seconds(lambda: self._kernels.sample(logits, line_rows, self._store, truncates=bucket.truncates))
+        row_ops = [OpTime("apply_plan", applied_s, 0, 0), OpTime("fill_inputs", filled_s, 0, 0)]
+        self._steps.run(bucket)
+        while self._steps.prepare():
+            pass
+        whole_s = seconds(lambda: self._steps.run(bucket))
+        return StepTimes([*row_ops, *ops, OpTime("sample", drawn_s, logits.nbytes, 0)], whole_s)
+
+    def _load_plan(self, step: PackedStep) -> None:
+        """Copy a packed plan to its place."""
         words = step.batch_rows.size * 5 + step.line_tokens.size * 2 + step.starts.size + step.pages.size + 16
         staged = self._queue.staging(words)
         used = pack(step, staged.numpy())
         self._plan[:used].copy_(staged[:used], non_blocking=True)
-        bucket = self._buckets.of(sizes)
-        return self._steps.run_eagerly(bucket) if wants_logits else self._steps.run(bucket)
 
     def shrink(self) -> None:
         """Give back memory after a step did not fit."""
@@ -113,9 +138,8 @@ class DeviceStep:
     @torch.inference_mode()
     def _launch(self, bucket: Bucket) -> StepOutput:
         shape = bucket.shape
-        size = BucketSize(shape.num_rows, shape.num_tokens, bucket.num_logits, shape.num_shared)
         self._kernels.apply_plan(self._plan, self._store)
-        self._kernels.fill_inputs(self._plan, self._store, self._inputs, size)
+        self._kernels.fill_inputs(self._plan, self._store, self._inputs, size_of(bucket))
         logits = self._program.run(cut(self._inputs, shape, bucket.num_logits), shape)
         line_rows = self._inputs.line_rows[: bucket.num_logits]
         raw = logits.clone() if bucket.adjusts and bucket.reports else logits
@@ -137,6 +161,11 @@ class DeviceStep:
             out[1 + len(line) :] = 0
         there = self._queue.upload(staged).view(len(lines), width + 1)
         target[:, :width].index_copy_(0, there[:, 0].long(), there[:, 1:])
+
+
+def size_of(bucket: Bucket) -> BucketSize:
+    """A bucket as the kernels of the row store know it."""
+    return BucketSize(bucket.shape.num_rows, bucket.shape.num_tokens, bucket.num_logits, bucket.shape.num_shared)
 
 
 def cut(step: StepTensors, shape: AttentionShape, num_logits: int) -> dict[str, torch.Tensor]:

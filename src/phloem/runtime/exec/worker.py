@@ -15,7 +15,7 @@ from phloem.core.request import TokenLogprob
 from phloem.core.result import StepResult
 from phloem.graph.capture.inputs import StepDims
 from phloem.graph.cost import StepLoad
-from phloem.graph.lower.program import OpTime, StepProgram
+from phloem.graph.lower.program import StepProgram, StepTimes
 from phloem.memory.pool.kv import KvPool
 from phloem.runtime.exec.inputs import fill_inputs
 from phloem.runtime.exec.rows import RowStore
@@ -73,11 +73,14 @@ class Worker:
         future.set_result(self._step(plan))  # raises here, as Handle.wait would
         return Handle(future)
 
-    def profile(self, plan: StepPlan, load: StepLoad) -> list[OpTime]:
+    def profile(self, plan: StepPlan, load: StepLoad) -> StepTimes:
         """Compute a plan op by op and time each; nothing is sampled, nor counted as computed, so it may be repeated."""
         self._rows.apply(plan)
         dims = fill_inputs(plan=plan, rows=self._rows, inputs=self._program.inputs)
-        return self._program.profile(dims, load)
+        return StepTimes(self._program.profile(dims, load))
+
+    def ceilings(self) -> None:
+        """Not measured here: bench/machine.py does."""
 
     def close(self) -> None:
         """Finish what was submitted, then give everything back."""
