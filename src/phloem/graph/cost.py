@@ -75,7 +75,13 @@ def node_cost(node: fx.Node, load: StepLoad, stored: Callable[[str], int]) -> Co
     name = target_name(node)
     if node.op != "call_function" or name in VIEWS:
         return Cost()
-    special = {"embed": _embed, "linear": _linear, "attention": _attention, "paged_attention": _paged_attention}
+    special = {
+        "embed": _embed,
+        "linear": _linear,
+        "linear_fp8": _linear,
+        "attention": _attention,
+        "paged_attention": _paged_attention,
+    }
     specs = node.meta["spec"] if isinstance(node.meta["spec"], tuple) else (node.meta["spec"],)
     inputs = [arg for arg in node.all_input_nodes if arg.op != "placeholder"]
     parameters = [arg for arg in inputs if arg.op == "get_attr"]

@@ -65,7 +65,29 @@ class Concat:
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
 
-WeightRecipe = Stored | Constant | Rows | Concat
+@dataclass(frozen=True, eq=False)
+class Fp8Numbers:
+    """The rows of `source` as 8-bit floats (graph/ops/fp8), to be multiplied by its `Fp8Scales`. Made on a device."""
+
+    source: WeightRecipe
+
+    @property
+    def shape(self) -> Shape:
+        return self.source.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Fp8Scales:
+    """The factors of those rows, float32 [rows, 1]."""
+
+    source: WeightRecipe
+
+    @property
+    def shape(self) -> Shape:
+        return (self.source.shape[0], 1)
+
+
+WeightRecipe = Stored | Constant | Rows | Concat | Fp8Numbers | Fp8Scales
 
 
 def load_raw(recipe: WeightRecipe, checkpoint: Checkpoint) -> RawWeight:
@@ -80,6 +102,8 @@ def load_raw(recipe: WeightRecipe, checkpoint: Checkpoint) -> RawWeight:
             return raw.rows(index) if len(raw.shape) == 2 else RawWeight.from_array(raw.dequantize()[index])
         case Concat(parts):
             return _joined([load_raw(part, checkpoint) for part in parts])
+        case Fp8Numbers() | Fp8Scales():
+            raise AssertionError("8-bit floats are made on the device, from the source's numbers")
 
 
 def to_torch(raw: RawWeight, dtype: torch.dtype) -> torch.Tensor:
@@ -94,7 +118,7 @@ def sources(recipe: WeightRecipe) -> Iterator[Stored]:
     match recipe:
         case Stored():
             yield recipe
-        case Rows(source, _):
+        case Rows(source, _) | Fp8Numbers(source) | Fp8Scales(source):
             yield from sources(source)
         case Concat(parts):
             for part in parts:

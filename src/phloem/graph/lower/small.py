@@ -20,12 +20,7 @@ MAX_ROWS = 2
 
 def is_small(shape: AttentionShape) -> bool:
     """Whether a step runs the fused graph: few rows, one query each, no prefix that is read once for all."""
-    return (
-        shape.max_query_len == 1
-        and shape.num_rows <= MAX_ROWS
-        and not shape.num_shared
-        and not shape.deterministic
-    )
+    return shape.max_query_len == 1 and shape.num_rows <= MAX_ROWS and not shape.num_shared and not shape.deterministic
 
 
 def fuse(step: StepGraph) -> StepGraph:

@@ -63,9 +63,7 @@ def _norm_gated_linear_examples(g: torch.Generator, dtype: torch.dtype) -> Itera
         yield torch.randn(T, K, generator=g) * 3, torch.randn(K, generator=g).to(dtype), 1e-5, weight
 
 
-norm_gated_linear = Op(
-    "norm_gated_linear", _norm_gated_linear, _norm_gated_linear_shape, _norm_gated_linear_examples
-)
+norm_gated_linear = Op("norm_gated_linear", _norm_gated_linear, _norm_gated_linear_shape, _norm_gated_linear_examples)
 
 
 # -- linear_add: linear, the residual stream takes its result --------------------------------------------------------

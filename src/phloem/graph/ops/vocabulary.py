@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from phloem.graph.ops import lowered, model
+from phloem.graph.ops import fp8, fused, lowered, model
 from phloem.graph.ops.contract import Op
 
 
@@ -23,5 +23,8 @@ LOWERED_OPS = _by_name(
     lowered.paged_attention,
     lowered.silu_mul,
     lowered.select_rows,
+    fp8.linear_fp8,
 )
-OPS: Mapping[str, Op] = MappingProxyType({**MODEL_OPS, **LOWERED_OPS, "columns": model.columns})
+FUSED_OPS = _by_name(fused.norm_linear, fused.norm_gated_linear, fused.linear_add, fused.rope_attention)
+"""What a device may make of a lowered graph for small steps (graph/lower/small.py)."""
+OPS: Mapping[str, Op] = MappingProxyType({**MODEL_OPS, **LOWERED_OPS, **FUSED_OPS, "columns": model.columns})

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """Launching a kernel without paying triton's look at every argument again: eager steps are bound by it.
 
 triton derives from all arguments which compiled form to take, about 40 us a launch. Here the caller says what decides:
@@ -12,6 +13,8 @@ from functools import cache
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 
 Grid = tuple[int, int, int]
 
@@ -45,7 +48,23 @@ class Launcher:
         self._compiled[key] = self._kernel[grid](*arguments, **constants, **options)  # None from the interpreter
 
 
+def kind_of(*arguments: torch.Tensor | int | None) -> Hashable:
+    """A kind for these arguments of a kernel: types and alignments of tensors, integers as they are."""
+    return tuple(
+        (each.dtype, each.data_ptr() % 16, each.device.index) if isinstance(each, torch.Tensor) else each
+        for each in arguments
+    )
+
+
 @cache
 def starts_early(device: torch.device) -> bool:
     """Whether kernels may start while the one before drains: programmatic dependent launch, compute capability 9 on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@triton.jit
+def follow(EARLY: tl.constexpr):
+    """Let the next kernel start up, and wait for what the one before has written (programmatic dependent launch)."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()

@@ -13,6 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from phloem.kernels.triton.fp8 import to_cache
+from phloem.kernels.triton.launch import Launcher, follow, kind_of, starts_early
+
 HEADS_PER_PROGRAM = 8
 NUM_WARPS = 1
 
@@ -40,26 +43,19 @@ def rope_kv_write(
     if not num_tokens:
         return q
     has_norm = q_norm is not None and k_norm is not None
-    _rope_kv_write[(num_tokens, triton.cdiv(num_heads, HEADS_PER_PROGRAM))](
-        qkv,
-        qkv.stride(0),
-        q_norm if has_norm else inv_freq,
-        k_norm if has_norm else inv_freq,
-        eps,
-        positions,
-        slots,
-        inv_freq,
-        kv_cache,
-        q,
-        page_size,
-        NUM_Q_HEADS=num_q_heads,
-        NUM_KV_HEADS=num_kv_heads,
-        HALF=head_dim // 2,
-        HALF_BLOCK=triton.next_power_of_2(head_dim // 2),
-        HEADS=HEADS_PER_PROGRAM,
-        HAS_NORM=has_norm,
-        num_warps=NUM_WARPS,
-    )
+    norms = (q_norm, k_norm) if has_norm else (inv_freq, inv_freq)
+    early = starts_early(qkv.device)
+    tensors = positions, slots, inv_freq, kv_cache, q
+    _launch(
+        (num_tokens, triton.cdiv(num_heads, HEADS_PER_PROGRAM), 1), qkv, qkv.stride(0), *norms, eps, *tensors, page_size,
+        kind=kind_of(qkv, qkv.stride(0), *norms, *tensors, page_size),
+        constants={
+            "NUM_Q_HEADS": num_q_heads, "NUM_KV_HEADS": num_kv_heads, "HALF": head_dim // 2,
+            "HALF_BLOCK": triton.next_power_of_2(head_dim // 2), "HEADS": HEADS_PER_PROGRAM, "HAS_NORM": has_norm,
+            "EARLY": early,
+        },
+        num_warps=NUM_WARPS, early=early,
+    )  # fmt: skip
     return q
 
 
@@ -82,7 +78,9 @@ def _rope_kv_write(
     HALF_BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    follow(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     column = tl.arange(0, HALF_BLOCK)[None, :]
@@ -116,8 +114,9 @@ def _rope_kv_write(
     line = ((page * 2 + is_value.to(tl.int64)) * page_size + offset) * NUM_KV_HEADS + kv_head
     place = kv_cache + line * (2 * HALF) + column
     writes = exists & (head >= NUM_Q_HEADS) & (slot >= 0)
-    tl.store(place, tl.where(is_value, first, rotated_first).to(kv_cache.dtype.element_ty), mask=writes)
-    tl.store(place + HALF, tl.where(is_value, second, rotated_second).to(kv_cache.dtype.element_ty), mask=writes)
+    stored_first, stored_second = tl.where(is_value, first, rotated_first), tl.where(is_value, second, rotated_second)
+    tl.store(place, to_cache(stored_first, kv_cache.dtype.element_ty), mask=writes)
+    tl.store(place + HALF, to_cache(stored_second, kv_cache.dtype.element_ty), mask=writes)
 
 
 @triton.jit
@@ -126,3 +125,6 @@ def _gain(q_norm, k_norm, column, is_query, HALF: tl.constexpr):
     of_query = tl.load(q_norm + column, mask=column < HALF, other=0.0).to(tl.float32)
     of_key = tl.load(k_norm + column, mask=column < HALF, other=0.0).to(tl.float32)
     return tl.where(is_query, of_query, of_key)
+
+
+_launch = Launcher(_rope_kv_write)
