@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Dtype = Literal["auto", "bfloat16", "float32"]
-Quantize = Literal["auto", "none", "int8", "int4"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Quantize = Literal["auto", "none", "int8", "int4", "fp8"]
+KvCacheDtype = Literal["auto", "fp8"]
 Policy = Literal["fcfs", "lpm", "priority"]
 ToolFormatName = Literal[
     "auto", "none", "hermes", "llama3", "mistral", "mistral-v11", "deepseek", "deepseek-v3.1"
@@ -30,6 +31,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         "auto"
     )
     quantize: Annotated[Quantize, Meta(description="weight storage; auto: as the checkpoint stores it")] = "auto"
+    kv_cache_dtype: Annotated[
+        KvCacheDtype,
+        Meta(description="type of cached keys and values; auto: the activation type; fp8: half of it (GPU)"),
+    ] = "auto"
+    deterministic: Annotated[
+        bool,
+        Meta(description="a request's bits depend on nothing that runs beside it, as always on a CPU; slower on a GPU"),
+    ] = False
     chat_template: Annotated[str | None, Meta(description="file with a Jinja chat template; default: the model's")] = (
         None
     )

@@ -119,6 +119,8 @@ def build_hands(config: Config, source: Path | str, *, stages: Stages) -> Hands:
         model=source,
         dtype=config.dtype,
         quantize=config.quantize,
+        kv_cache_dtype=config.kv_cache_dtype,
+        deterministic=config.deterministic,
         device=config.device,
         threads=config.threads,
         max_model_len=config.max_model_len,

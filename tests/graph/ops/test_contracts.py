@@ -55,6 +55,7 @@ def test_vocabularies_are_the_contract() -> None:
     """Red if an op is renamed: kernels register by these names."""
     assert set(LOWERED_OPS) == {
         "embed", "rms_norm", "add_rms_norm", "linear", "rope_kv_write", "paged_attention", "silu_mul", "select_rows",
+        "linear_fp8",
     }  # fmt: skip
     assert set(MODEL_OPS) == {"embed", "rms_norm", "linear", "heads", "rope", "attention", "swiglu"}
 

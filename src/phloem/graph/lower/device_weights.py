@@ -39,8 +39,8 @@ def load_parameters(
         waiting: list[tuple[tuple[str, ...], Future[tuple[torch.Tensor, ...]]]] = []
         for name, recipe in recipes.items():
             if isinstance(recipe, Fp8Numbers):  # with its scales: the source is read once
-                names = (name, scales[id(recipe.source)])
-                waiting.append((names, readers.submit(_make_fp8, recipe.source, checkpoint, dtype, device)))
+                both = (name, scales[id(recipe.source)])
+                waiting.append((both, readers.submit(_make_fp8, recipe.source, checkpoint, dtype, device)))
             elif not isinstance(recipe, Fp8Scales):
                 kept = type_of(name, recipe, dtype)
                 waiting.append(((name,), readers.submit(_make_plain, recipe, checkpoint, kept, device)))

@@ -11,7 +11,8 @@ span is finished there; of any other, each program leaves a partial result that 
     slots of partial results: 2p for a row that began before program p, 2p + 1 for one that begins in it and goes on
 
 In deterministic mode a unit is FIXED_CHUNK keys and every unit is a segment of its own, in slot row * num_chunks +
-unit: what is added to what does not depend on the other rows. All query heads of a KV head are one tile of a product.
+unit: what is added to what does not depend on the other rows. Its tile is that of attention_extend.py, so that a token
+has the same bits whether it was computed alone or in a chunk. All query heads of a KV head are one tile of a product.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from phloem.kernels.triton.attention_inputs import UNALIGNED, VARYING, AttentionInputs, tile_height, vector_length
+from phloem.kernels.triton.attention_inputs import (
+    UNALIGNED,
+    VARYING,
+    AttentionInputs,
+    fixed_tile,
+    tile_height,
+    vector_length,
+)
 from phloem.kernels.triton.attention_shape import FIXED_CHUNK
 from phloem.kernels.triton.attention_tile import (
     attend_keys,
@@ -32,6 +40,7 @@ from phloem.kernels.triton.attention_tile import (
     softmax_end,
     softmax_start,
 )
+from phloem.kernels.triton.fp8 import as_operand
 from phloem.kernels.triton.launch import Launcher
 
 MIN_KEYS = 128  # a program takes at least this many keys, so that short rows are not cut into crumbs
@@ -83,7 +92,7 @@ def _decode_kernel(
             position = context - num_queries + packed // RATIO
             acc, row_max, row_sum = softmax_start(TILE_M, DIM_PAD)
             acc, row_max, row_sum = attend_keys(
-                acc, row_max, row_sum, tl.load(q + where, mask=held, other=0.0),
+                acc, row_max, row_sum, as_operand(tl.load(q + where, mask=held, other=0.0), kv),
                 tl.maximum(position - window + 1 if WINDOWED else position * 0, lowest), position,
                 (first + unit - row_begin) * UNIT, tl.minimum((first + end - row_begin) * UNIT, context),
                 kv, None, head, block_table + row.to(tl.int64) * table_stride,
@@ -145,11 +154,15 @@ class Partials:
 
 def choose_tiling(inputs: AttentionInputs, tile_m: int) -> DecodeTiling:
     """Fixed by shape; the table of variants behind it is printed by bench/gpu_attention.py --tune."""
+    if inputs.shape.deterministic:
+        return DecodeTiling(
+            fixed_tile(inputs).block_n, fixed_tile(inputs).num_warps, 2, 2 if inputs.dim_pad <= 128 else 1
+        )
     if inputs.dim_pad > 128:
         return DecodeTiling(32, 4, 3, 2)
     if inputs.dim_pad < 128:
         return DecodeTiling(128, 4, 3, 3)
-    return DecodeTiling(64, 4, 3, 3 if inputs.shape.deterministic else 2)
+    return DecodeTiling(64, 4, 3, 2)
 
 
 def decode(
@@ -166,7 +179,7 @@ def decode(
     `row_prefix` int32 [rows]: leading keys of a row that another kernel attends (attention_shared.py).
     """
     shape, fixed, num_kv_heads = inputs.shape, inputs.shape.deterministic, inputs.num_kv_heads
-    tile_m = tile_height(inputs.ratio * max_query_len)
+    tile_m = fixed_tile(inputs).tile_m if fixed else tile_height(inputs.ratio * max_query_len)
     tiling = tiling or choose_tiling(inputs, tile_m)
     num_shares = max(1, inputs.num_processors * tiling.programs_per_sm // num_kv_heads)
     num_slots = 2 * num_shares + (num_rows if row_prefix is not None else 0)

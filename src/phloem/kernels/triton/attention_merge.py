@@ -1,9 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """Joins what several programs found about pieces of the same row, by their log-sum-exps.
 
-softmax over the union of two key sets is the average of the softmaxes over each, weighted by 2^lse. A program does one
-query of one row: its pieces are the decode kernel's slots of the row (attention_decode.py draws them) and, where the
-row shares a prefix, one result for each split of the prefix (attention_shared.py).
+A program does one query of one row: its pieces are the decode kernel's slots of the row (attention_decode.py draws
+them) and, where the row shares a prefix, one result for each split of the prefix (attention_shared.py).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from phloem.kernels.triton.attention_decode import Partials
 from phloem.kernels.triton.attention_inputs import UNALIGNED, VARYING, AttentionInputs
 from phloem.kernels.triton.attention_shape import FIXED_CHUNK
 from phloem.kernels.triton.attention_shared import SharedPartials
-from phloem.kernels.triton.attention_tile import follow_launch, row_units, zero_tail
+from phloem.kernels.triton.attention_tile import follow_launch, join_weights, row_units, zero_tail
 from phloem.kernels.triton.launch import Launcher
 
 PIECES = 32  # partial results joined at once
@@ -59,13 +58,19 @@ def _merge_kernel(
     if (packed < (token_stop - token) * RATIO) & ((count > 1) | (entry >= 0)):
         steps, dims = tl.arange(0, PIECES), tl.arange(0, DIM_PAD)
         acc, total, largest = tl.zeros([DIM_PAD], tl.float32), 0.0, float("-inf")
-        for done in range(0, count, PIECES):
-            piece = done + steps
-            slot = first + piece if FIXED else 2 * (first + piece) + (piece == 0).to(tl.int32)
-            if SHARED:
-                slot = tl.where(count == 1, 2 * num_shares + row, slot)
-            where = (slot.to(tl.int64) * KV_HEADS + head) * TILE_M + packed
-            acc, total, largest = _join(acc, total, largest, values, lse, where, piece < count, DIM_PAD)
+        if FIXED:  # one after the other, as attention_extend.py does
+            for piece in range(0, count):
+                where = ((first + piece).to(tl.int64) * KV_HEADS + head) * TILE_M + packed
+                weight, factor, largest, total = join_weights(tl.load(lse + where), largest, total)
+                acc = tl.fma(tl.load(values + where * DIM_PAD + dims), weight, acc * factor)
+        else:
+            for done in range(0, count, PIECES):
+                piece = done + steps
+                slot = 2 * (first + piece) + (piece == 0).to(tl.int32)
+                if SHARED:
+                    slot = tl.where(count == 1, 2 * num_shares + row, slot)
+                where = (slot.to(tl.int64) * KV_HEADS + head) * TILE_M + packed
+                acc, total, largest = _join(acc, total, largest, values, lse, where, piece < count, DIM_PAD)
         if SHARED:
             for done in range(0, tl.where(entry >= 0, num_splits, 0), PIECES):
                 piece = done + steps

@@ -76,10 +76,7 @@ def build_worker(
             report=report,
             grammars=grammars,
         )
-    if kv_cache_dtype != "auto":
-        raise ConfigError(
-            f"--kv-cache-dtype {kv_cache_dtype} is served on a GPU only; choose auto", field="kv_cache_dtype"
-        )
+    _expect_plain_cache(kv_cache_dtype)
     return _build_on_cpu(
         definition,
         dtype=dtype,
@@ -152,6 +149,13 @@ def _grammars(definition: ModelDefinition, tokenizer_json: Callable[[], str] | N
     if tokenizer_json is None:
         return Grammars(no_vocabulary)
     return Grammars(lambda: Vocabulary(tokenizer_json(), definition.vocab_size, definition.eos_ids))
+
+
+def _expect_plain_cache(kv_cache_dtype: str) -> None:
+    if kv_cache_dtype != "auto":
+        raise ConfigError(
+            f"--kv-cache-dtype {kv_cache_dtype} is served on a GPU only; choose auto", field="kv_cache_dtype"
+        )
 
 
 def _num_threads(threads: int | None) -> int:

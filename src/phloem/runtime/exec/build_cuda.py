@@ -14,7 +14,8 @@ from phloem.core.clock import MonotonicClock
 from phloem.core.errors import ConfigError
 from phloem.graph.compile import compile_graph
 from phloem.graph.ir import StepGraph
-from phloem.graph.lower.cuda import CudaTarget, DeviceCapture, pick_target
+from phloem.graph.lower.cuda import CudaTarget, DeviceCapture, DeviceChoices, pick_target
+from phloem.graph.lower.device_weights import type_of
 from phloem.memory.budget import DeviceBytes, PageBudget, solve_pages
 from phloem.memory.pool.kv import KvPool
 from phloem.models.definition import ModelDefinition
@@ -39,6 +40,8 @@ def build_on_cuda(
     *,
     dtype: str,
     quantize: str,
+    kv_cache_dtype: str = "auto",
+    deterministic: bool = False,
     max_model_len: int | None,
     memory_gb: float | None,
     page_size: int,
@@ -50,15 +53,22 @@ def build_on_cuda(
     captures: bool = True,
 ) -> BuiltWorker:
     """From a definition to a worker on the GPU; CallerErrors name what to change. `captures` off: no CUDA graphs."""
+    choices = DeviceChoices(
+        dtype=dtype,
+        quantize=quantize,
+        kv_cache_dtype=kv_cache_dtype,
+        deterministic=deterministic,
+        page_size=page_size,
+    )
     with timed("build graph", report):
-        step = compile_graph(definition)
-        target = pick_target(step, dtype=dtype, quantize=quantize, page_size=page_size)
+        step = compile_graph(definition, choices.passes)
+        target = pick_target(step, choices)
     queue = CudaQueue(target.device)
     expect_room(step, target, definition.checkpoint.path, free_bytes=torch.cuda.mem_get_info(target.device)[0])
     kernels = TritonRowKernels(page_size=page_size)
     limits = DeviceLimits(
         max_rows=max_running, max_step_tokens=max_step_tokens, page_size=page_size,
-        max_model_len=max_model_len or definition.max_context,
+        max_model_len=max_model_len or definition.max_context, deterministic=deterministic,
     )  # fmt: skip
     with timed("weights, kernels", report):
         capture = _load(step, target, definition, kernels=kernels, limits=limits, queue=queue)
@@ -129,7 +139,7 @@ def _pool(
     budget = solve_pages(
         layers=step.layers,
         page_size=limits.page_size,
-        bytes_per_element=target.activation.itemsize,
+        bytes_per_element=target.cache_type.itemsize,
         model_context=model_context,
         max_model_len=max_model_len,
         max_running=limits.max_rows,
@@ -141,7 +151,7 @@ def _pool(
         layers=step.layers,
         num_pages=budget.num_pages,
         page_size=limits.page_size,
-        dtype=target.activation,
+        dtype=target.cache_type,
         device=target.device,
     )
     return budget, pool
@@ -149,7 +159,9 @@ def _pool(
 
 def expect_room(step: StepGraph, target: CudaTarget, model: Path, *, free_bytes: int) -> None:
     """ConfigError when the weights alone do not fit on the device, before any is loaded."""
-    needed_bytes = target.activation.itemsize * sum(prod(recipe.shape) for recipe in step.recipes.values())
+    needed_bytes = sum(
+        prod(recipe.shape) * type_of(name, recipe, target.activation).itemsize for name, recipe in step.recipes.items()
+    )
     if needed_bytes > free_bytes:
         raise ConfigError(
             f"too little memory: the weights of {model} need {needed_bytes / 1e9:.1f} GB on the device, "

@@ -24,8 +24,8 @@ from phloem.runtime.exec.device_step import RowKernels, cut
 from phloem.runtime.exec.queue import Queue
 
 NUM_COMPILERS = 8
-COMPILES_NOTHING = frozenset({"linear"})
-"""Ops whose functions are library calls."""
+COMPILES_NOTHING = frozenset({"linear", "linear_fp8"})
+"""Ops whose functions are library calls, or are left to the step that is measured."""
 
 Task = Callable[[], object]
 _DTYPES = {"float32": torch.float32, "int32": torch.int32}
@@ -50,7 +50,7 @@ def compile_tasks(
     nobody = torch.full((1,), -1, dtype=torch.int32, device=device)
     tensors.slots.fill_(-1)
     pool = KvPool(
-        layers=step.layers[:1], num_pages=1, page_size=target.page_size, dtype=target.activation, device=device
+        layers=step.layers[:1], num_pages=1, page_size=target.page_size, dtype=target.cache_type, device=device
     )
     decode = buckets.of(StepSizes(max_rows, max_rows, max_rows, max_rows))
     mixed = buckets.of(StepSizes(1, max_rows + 1, max_rows, 0))
@@ -63,11 +63,14 @@ def compile_tasks(
         return run
 
     tasks: list[Task] = []
-    for bucket in (decode, mixed):
+    graphs = [(step, decode), (step, mixed)]
+    if (fused := target.fused(step)) is not None:
+        graphs.append((fused, buckets.of(StepSizes(1, 1, 1, 1))))
+    for graph, bucket in graphs:
         shape = bucket.shape
         size = BucketSize(shape.num_rows, shape.num_tokens, bucket.num_logits, shape.num_shared)
         tasks.append(partial(kernels.fill_inputs, plan, store, tensors, size))
-        tasks += _op_tasks(step, target, bucket, tensors, pool.layers[0])
+        tasks += _op_tasks(graph, target, bucket, tensors, pool.layers[0])
     tasks.append(partial(kernels.apply_plan, plan, store))
     tasks.append(partial(kernels.sample, logits, nobody, store, truncates=False))
     return [within(task) for task in tasks]

@@ -1,0 +1,71 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+"""8-bit floats (e4m3) on the device: rows on their way into a product, and keys and values on theirs into the cache.
+
+A row of activations gets its own scale, which brings its largest number to 448; graph/ops/fp8.py has the same in
+torch. Keys and values are stored as they are, without a scale: e4m3 has 3 bits of mantissa from 2^-6 to 448 (and loses
+one with each halving below), and between those bounds a scale changes nothing but where the bounds are. Attention reads
+them into float16, which holds every e4m3 number.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FP8 = torch.float8_e4m3fn
+COLUMNS_PER_WARP = 1024
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(e4m3 numbers [T, K], float32 scale [T, 1]) of x [T, K], whose last dim is contiguous: x = numbers * scale."""
+    num_rows, num_columns = x.shape
+    numbers = torch.empty((num_rows, num_columns), dtype=FP8, device=x.device)
+    scale = torch.empty((num_rows, 1), dtype=torch.float32, device=x.device)
+    if num_rows:
+        block = max(32, triton.next_power_of_2(num_columns))
+        num_warps = min(16, max(1, block // COLUMNS_PER_WARP))
+        _quantize_rows[(num_rows,)](x, x.stride(0), numbers, scale, num_columns, BLOCK=block, num_warps=num_warps)
+    return numbers, scale
+
+
+def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (W * scale)^T + b in x's type: x [T, K], weight [N, K] e4m3, scale [N, 1] float32, bias [N].
+
+    cuBLAS or CUTLASS through torch, which sums in the tensor cores' own precision and rounds to bfloat16.
+    """
+    numbers, x_scale = quantize_rows(x)
+    y = torch._scaled_mm(
+        numbers, weight.t(), scale_a=x_scale, scale_b=scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+    )
+    return y.to(x.dtype) if bias is None else (y + bias).to(x.dtype)
+
+
+@triton.jit
+def _quantize_rows(x, x_stride, numbers, scale, num_columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    value = tl.load(x + row * x_stride + column, mask=column < num_columns, other=0.0).to(tl.float32)
+    largest = tl.max(tl.abs(value))
+    row_scale = tl.where(largest > 0, largest / 448.0, 1.0)
+    tl.store(scale + row, row_scale)
+    tl.store(
+        numbers + row * num_columns + column, to_cache(value / row_scale, tl.float8e4nv), mask=column < num_columns
+    )
+
+
+@triton.jit
+def to_cache(value, TYPE: tl.constexpr):
+    """float32 rounded to a cache's type; what an 8-bit float cannot hold becomes its largest number. NaN stays."""
+    if tl.float8e4nv == TYPE:
+        value = tl.clamp(value, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    return value.to(TYPE)
+
+
+@triton.jit
+def as_operand(q, kv):
+    """Queries in what they are multiplied in: float16 where the cache holds 8-bit floats, else their own type."""
+    if kv.dtype.element_ty == tl.float8e4nv:
+        q = q.to(tl.float16)
+    return q
