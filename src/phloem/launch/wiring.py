@@ -10,6 +10,7 @@ from phloem.core import wire
 from phloem.core.clock import MonotonicClock
 from phloem.core.config import Config
 from phloem.core.errors import ConfigError
+from phloem.launch.order import NULL_MODEL
 from phloem.launch.stages import Stages
 from phloem.launch.text import BYTE_VOCAB_SIZE, END_ID, NUM_PRINTABLE, tokenizer_json_of
 from phloem.runtime.grammar.gate import GrammarGate
@@ -20,7 +21,6 @@ from phloem.runtime.null import NullWorker, hash_chooser
 from phloem.runtime.record import Recorder, RecordingScheduler
 from phloem.runtime.sched.build import SchedulerSettings, make_scheduler
 
-NULL_MODEL = "dummy:null"
 NULL_CONTEXT, NULL_PAGES, NULL_STEP_S = 4096, 4096, 0.001
 
 

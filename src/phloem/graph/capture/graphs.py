@@ -119,8 +119,8 @@ class CudaRecorder:
 
 class CapturedSteps:
     """A bucket's first step runs eagerly, which also compiles its kernels, and asks for a graph. An idle engine
-    captures what was asked for most (`prepare`). Traffic that leaves no gaps gets its graphs, too: a step whose bucket comes
-    again is captured on the spot, but not more often than PATIENCE says.
+    captures what was asked for most (`prepare`). Traffic that leaves no gaps gets its graphs, too: a step whose bucket
+    comes again is captured on the spot, but not more often than PATIENCE says.
     """
 
     def __init__(self, body: Body, *, recorder: Recorder, clock: Clock) -> None:

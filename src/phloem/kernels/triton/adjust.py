@@ -55,7 +55,7 @@ def adjust(logits: Tensor, line_rows: Tensor, store: RowTensors) -> None:
         vocab_size,
         CHUNK=CHUNK,
         BLOCK=TOKENS_BLOCK,
-        num_warps=4,
+        num_warps=8,
     )
 
 

@@ -22,6 +22,7 @@ from phloem.models.definition import ModelDefinition
 from phloem.runtime.exec.build_cuda import build_on_cuda
 from phloem.runtime.exec.built import BuiltWorker, Report, built, timed
 from phloem.runtime.exec.rows import RowStore
+from phloem.runtime.exec.warm import begin_device
 from phloem.runtime.exec.worker import Worker
 from phloem.runtime.grammar.grammars import Grammars, no_vocabulary
 from phloem.runtime.grammar.vocabulary import Vocabulary
@@ -57,10 +58,13 @@ def build_worker(
     """
     num_threads = _num_threads(threads)
     torch.set_num_threads(num_threads)
+    is_on_gpu = runs_on_gpu(device=device, dtype=dtype, quantize=quantize)
+    if is_on_gpu and torch.cuda.is_available():
+        begin_device()
     with timed("open checkpoint", report):
         definition = _define(model, max_model_len)
     grammars = _grammars(definition, tokenizer_json)
-    if runs_on_gpu(device=device, dtype=dtype, quantize=quantize):
+    if is_on_gpu:
         return build_on_cuda(
             definition,
             dtype=dtype,

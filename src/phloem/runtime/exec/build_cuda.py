@@ -31,7 +31,7 @@ from phloem.runtime.exec.build_device import (
 from phloem.runtime.exec.built import BuiltWorker, Report, built, timed
 from phloem.runtime.exec.device_step import RowKernels
 from phloem.runtime.exec.queue import CudaQueue
-from phloem.runtime.exec.warm import NUM_COMPILERS, compile_tasks
+from phloem.runtime.exec.warm import NUM_COMPILERS, compile_rare, compile_tasks
 from phloem.runtime.grammar.grammars import Grammars
 
 
@@ -90,6 +90,7 @@ def build_on_cuda(
         grammars=grammars,
     )
     torch.cuda.synchronize()  # steps run on another stream than made all this
+    compile_rare(kernels, vocab_size=definition.vocab_size, device=target.device)
     in_words = msgspec.structs.replace(budget, arithmetic=f"{memory.arithmetic}; {budget.arithmetic}")
     return built(
         worker, definition, in_words, backend=target.description, overlap_depth=overlap_depth, grammars=grammars

@@ -1,10 +1,13 @@
 """Compiling a model's kernels before its first step: each distinct call once, on made-up inputs, several at a time.
 
-A step needs a dozen kernels, each of which takes up to a second to compile, mostly outside the interpreter's lock.
+A step needs a dozen kernels, each of which takes up to a second to compile, mostly outside the interpreter's lock. What
+only some requests need (cut distributions, penalties, masks, log-probabilities) is compiled after the start, by a
+thread, on a stream of its own: the steps' stream may be recording.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -29,6 +32,19 @@ COMPILES_NOTHING = frozenset({"linear", "linear_fp8"})
 
 Task = Callable[[], object]
 _DTYPES = {"float32": torch.float32, "int32": torch.int32}
+
+
+def begin_device() -> None:
+    """Make the driver's context and load triton and the matrix library on a thread: a second that the model's graph
+    need not wait for."""
+
+    def begin() -> None:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        numbers = torch.zeros(64, 64, dtype=torch.bfloat16, device="cuda")
+        torch.mm(numbers, numbers)
+        from phloem.kernels.triton import sample  # noqa: F401 - triton's own import takes as long as the rest
+
+    threading.Thread(target=begin, name="phloem-begin", daemon=True).start()
 
 
 def compile_tasks(
@@ -74,6 +90,21 @@ def compile_tasks(
     tasks.append(partial(kernels.apply_plan, plan, store))
     tasks.append(partial(kernels.sample, logits, nobody, store, truncates=False))
     return [within(task) for task in tasks]
+
+
+def compile_rare(kernels: RowKernels, *, vocab_size: int, device: torch.device) -> None:
+    """Compile, on a thread, what draws from cut distributions, changes logits and reports log-probabilities."""
+
+    def compile_all() -> None:
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+            store = RowTensors.empty(max_rows=1, max_model_len=1, max_pages=1, vocab_size=vocab_size, device=device)
+            logits = torch.zeros(1, vocab_size, device=device)
+            nobody = torch.full((1,), -1, dtype=torch.int32, device=device)
+            kernels.sample(logits, nobody, store, truncates=True)
+            kernels.adjust(logits, nobody, store)
+            kernels.report(logits, nobody, nobody, store)
+
+    threading.Thread(target=compile_all, name="phloem-rare", daemon=True).start()
 
 
 def _op_tasks(
