@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from phloem.kernels.triton.launch import Launcher, follow, kind_of, starts_early
+
 FP8 = torch.float8_e4m3fn
 COLUMNS_PER_WARP = 1024
 
@@ -26,7 +28,12 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     if num_rows:
         block = max(32, triton.next_power_of_2(num_columns))
         num_warps = min(16, max(1, block // COLUMNS_PER_WARP))
-        _quantize_rows[(num_rows,)](x, x.stride(0), numbers, scale, num_columns, BLOCK=block, num_warps=num_warps)
+        arguments = x, x.stride(0), numbers, scale, num_columns
+        early = starts_early(x.device)
+        _launch(
+            (num_rows, 1, 1), *arguments, kind=kind_of(*arguments), constants={"BLOCK": block, "EARLY": early},
+            num_warps=num_warps, early=early,
+        )  # fmt: skip
     return numbers, scale
 
 
@@ -43,7 +50,8 @@ def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = N
 
 
 @triton.jit
-def _quantize_rows(x, x_stride, numbers, scale, num_columns, BLOCK: tl.constexpr):
+def _quantize_rows(x, x_stride, numbers, scale, num_columns, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    follow(EARLY)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     value = tl.load(x + row * x_stride + column, mask=column < num_columns, other=0.0).to(tl.float32)
@@ -53,6 +61,9 @@ def _quantize_rows(x, x_stride, numbers, scale, num_columns, BLOCK: tl.constexpr
     tl.store(
         numbers + row * num_columns + column, to_cache(value / row_scale, tl.float8e4nv), mask=column < num_columns
     )
+
+
+_launch = Launcher(_quantize_rows)
 
 
 @triton.jit

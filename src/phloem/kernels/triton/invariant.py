@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from phloem.kernels.triton.fp8 import quantize_rows
+from phloem.kernels.triton.launch import Launcher, follow, kind_of, starts_early
 
 BLOCK_K = 64
 FILLS_THE_DEVICE = 128  # programs; an H100 or H200 has 132 multiprocessors
@@ -90,20 +91,27 @@ def _multiply(
     assert x.stride(1) == 1, "the numbers of a row lie side by side"
     assert weight.is_contiguous(), "the weight is [N, K] in one piece"
     tile = tile or choose_tile(num_rows, num_columns)
-    grid = (triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns),)
-    _multiply_kernel[grid](
-        x, weight, y, bias, *(scales or (None, None)), num_rows, num_columns, depth, x.stride(0),
-        BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=BLOCK_K, WHOLE=depth % BLOCK_K == 0,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    tensors, sizes = (x, weight, y, bias, *(scales or (None, None))), (num_columns, depth, x.stride(0))
+    early = starts_early(x.device)
+    _launch(
+        (triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns), 1, 1),
+        *tensors, num_rows, *sizes,
+        kind=kind_of(*tensors, *sizes),
+        constants={
+            "BLOCK_M": tile.rows, "BLOCK_N": tile.columns, "BLOCK_K": BLOCK_K, "WHOLE": depth % BLOCK_K == 0,
+            "EARLY": early,
+        },
+        num_warps=tile.num_warps, num_stages=tile.num_stages, early=early,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _multiply_kernel(
     x, weight, y, bias, x_scale, w_scale, num_rows, num_columns, depth, x_stride,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Neighbouring programs take the same columns, whose weights then come from memory once and from L2 after that."""
+    follow(EARLY)
     row_tiles = tl.cdiv(num_rows, BLOCK_M)
     row = tl.program_id(0) % row_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) // row_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -128,3 +136,6 @@ def _multiply_kernel(
         total += tl.load(bias + column, mask=has_column, other=0.0).to(tl.float32)[None, :]
     where = y + row.to(tl.int64)[:, None] * num_columns + column[None, :]
     tl.store(where, total.to(y.dtype.element_ty), mask=has_row[:, None] & has_column[None, :])
+
+
+_launch = Launcher(_multiply_kernel)
