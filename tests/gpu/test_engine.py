@@ -34,9 +34,11 @@ LOGIT_NATS = 0.15
 
 def gpu_worker(model: str, *, captures: bool, **changes):
     from phloem.runtime.exec.build_cuda import build_on_cuda
+    from phloem.runtime.exec.built import StepBounds
 
     definition = define_dummy(model)
     end_ids = definition.eos_ids or (2,)
+    limits = LIMITS | changes
     return build_on_cuda(
         definition,
         dtype="auto",
@@ -46,7 +48,8 @@ def gpu_worker(model: str, *, captures: bool, **changes):
         report=lambda stage, seconds: None,
         captures=captures,
         grammars=Grammars(lambda: Vocabulary(tokenizer_json_of(model), definition.vocab_size, end_ids)),
-        **LIMITS | changes,
+        bounds=StepBounds(limits.pop("max_running"), limits.pop("max_step_tokens")),
+        **limits,
     )
 
 

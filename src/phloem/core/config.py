@@ -68,8 +68,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # -- scheduling
     policy: Annotated[Policy, Meta(description="who goes first among the waiting")] = "lpm"
-    max_running: Annotated[int, Meta(ge=1, le=4096, description="sequences running at once")] = 64
-    max_step_tokens: Annotated[int, Meta(ge=1, le=16384, description="token budget of one step")] = 1024
+    max_running: Annotated[
+        Annotated[int, Meta(ge=1, le=4096)] | None,
+        Meta(description="sequences running at once; default: 64 on a CPU, 256 on a GPU"),
+    ] = None
+    max_step_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=16384)] | None,
+        Meta(description="token budget of one step; default: 1024 on a CPU, 8192 on a GPU"),
+    ] = None
     max_queue: Annotated[int, Meta(ge=1, description="requests open at once before the server answers 503")] = 1024
     overlap: Annotated[
         Literal["auto", "0", "1"], Meta(description="steps planned ahead; auto: 0 on CPU, 1 on a GPU")

@@ -21,7 +21,7 @@ from phloem.runtime.null import NullWorker, hash_chooser
 from phloem.runtime.record import Recorder, RecordingScheduler
 from phloem.runtime.sched.build import SchedulerSettings, make_scheduler
 
-NULL_CONTEXT, NULL_PAGES, NULL_STEP_S = 4096, 4096, 0.001
+NULL_CONTEXT, NULL_PAGES, NULL_ROWS, NULL_STEP_TOKENS, NULL_STEP_S = 4096, 4096, 64, 1024, 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,8 @@ class Hands:
 
     worker: Worker
     num_pages: int
+    max_running: int
+    max_step_tokens: int
     max_model_len: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
@@ -74,8 +76,8 @@ def build_engine(*, config: Config, source: Path | str, inbox: Inbox, outbox: Ou
     settings = SchedulerSettings(
         num_pages=hands.num_pages,
         page_size=config.page_size,
-        max_rows=config.max_running,
-        max_step_tokens=config.max_step_tokens,
+        max_rows=hands.max_running,
+        max_step_tokens=hands.max_step_tokens,
         max_model_len=hands.max_model_len,
         eos_token_ids=hands.eos_token_ids,
         policy=config.policy,
@@ -135,6 +137,8 @@ def build_hands(config: Config, source: Path | str, *, stages: Stages) -> Hands:
     return Hands(
         worker=built.worker,
         num_pages=built.num_pages,
+        max_running=built.max_running,
+        max_step_tokens=built.max_step_tokens,
         max_model_len=built.max_model_len,
         vocab_size=built.vocab_size,
         eos_token_ids=built.eos_token_ids,
@@ -147,12 +151,13 @@ def build_hands(config: Config, source: Path | str, *, stages: Stages) -> Hands:
 
 def null_hands(config: Config) -> Hands:
     """A worker without a model, for trying the server: it needs no torch and no memory."""
+    max_running = config.max_running or NULL_ROWS
     choose = hash_chooser(vocab_size=NUM_PRINTABLE)  # readable nonsense, which never ends by itself
     grammars = Grammars(lambda: Vocabulary(tokenizer_json_of(NULL_MODEL), BYTE_VOCAB_SIZE, (END_ID,)))
     worker = NullWorker(
         num_pages=NULL_PAGES,
         page_size=config.page_size,
-        max_rows=config.max_running,
+        max_rows=max_running,
         choose=choose,
         step_s=NULL_STEP_S,
         verify=False,
@@ -161,6 +166,8 @@ def null_hands(config: Config) -> Hands:
     return Hands(
         worker=worker,
         num_pages=NULL_PAGES,
+        max_running=max_running,
+        max_step_tokens=config.max_step_tokens or NULL_STEP_TOKENS,
         max_model_len=min(config.max_model_len or NULL_CONTEXT, NULL_CONTEXT),
         vocab_size=BYTE_VOCAB_SIZE,
         eos_token_ids=(END_ID,),

@@ -63,7 +63,7 @@ def test_logits_are_adjusted_as_on_the_host(device: torch.device, has_mask: bool
     wanted = raw.copy()
     for row, params in enumerate(PARAMS):
         tokens = generator.integers(0, VOCAB_SIZE, NUM_PROMPT + NUM_GENERATED)
-        tokens[-9:] = tokens[3]
+        tokens[-9:], tokens[-12:-10] = tokens[3], tokens[-20]
         state = SamplingState(
             params=params, seed=0, prompt=tokens[:NUM_PROMPT].tolist(), generated=tokens[NUM_PROMPT:].tolist(),
             vocab_size=VOCAB_SIZE, end_token_ids=END_IDS,
@@ -84,6 +84,7 @@ def test_logits_are_adjusted_as_on_the_host(device: torch.device, has_mask: bool
     line_rows = torch.tensor([*range(len(PARAMS) - 1, -1, -1), -1], dtype=torch.int32, device=device)
     logits[: len(PARAMS)] = logits[: len(PARAMS)].flip(0)
     adjust(logits, line_rows, store)
+    assert not store.counts.any(), "all counts are taken back"
     ours = logits.cpu().numpy()
     assert np.array_equal(ours[-1], raw[-1]), "a line without row stays as it is"
     for line, row in enumerate(line_rows.tolist()[:-1]):

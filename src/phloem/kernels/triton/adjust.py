@@ -1,12 +1,13 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """What a row's request changes about its logits before a token is drawn: in place, only in the lines that ask for it.
 
-    listed    one program a line: logit bias, then end tokens held back until min_tokens
-    chunks    one program a chunk of a line: penalties, then the mask of a constraint
+    few       one program a line: logit bias; end tokens held back until min_tokens; penalties
+    masks     one program a chunk of a line: minus infinity for the tokens that a constraint forbids
 
-The rules are those of runtime/exec/sampling/adjust.py, to the rounding of a multiply-add. Which tokens a row has, and
-how often, is counted anew each time from its known tokens: so nothing is to be kept in step with rows that start, end
-or are preempted, and 256 rows of 1,000 tokens read a megabyte from the cache.
+The rules are those of runtime/exec/sampling/adjust.py, to the rounding of a multiply-add. A row's tokens are counted
+anew each time, so nothing is to be kept in step with rows that start, end or are preempted: each of its tokens adds to
+`counts` at its id, then takes the count away again, and the one that finds it changes the logit. Whatever the order,
+every count is found once, and `counts` is zero afterwards.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from phloem.kernels.triton import packed
 from phloem.kernels.triton.row_tensors import RowTensors
 from phloem.kernels.triton.sample_parts import SAMPLING_WORDS, float_word
 
-CHUNK = 2048
+CHUNK = 4096
 LISTED_BLOCK, TOKENS_BLOCK = 256, 1024
+
+IN_PROMPT: tl.constexpr = tl.constexpr(-(1 << 31))  # the sign of a count: the token stands in the prompt
+GENERATED: tl.constexpr = tl.constexpr((1 << 31) - 1)  # the rest of it: how often it was generated
 
 LISTED_WORDS: tl.constexpr = tl.constexpr(packed.LISTED_WORDS)
 LISTED_ENDS: tl.constexpr = tl.constexpr(packed.LISTED_ENDS)
@@ -40,53 +44,38 @@ def adjust(logits: Tensor, line_rows: Tensor, store: RowTensors) -> None:
     num_lines, vocab_size = logits.shape
     if not num_lines:
         return
-    rows = (line_rows, store.sampling, store.num_prompt, store.known)
-    _adjust_listed[(num_lines,)](
-        logits, logits.stride(0), *rows, store.listed, vocab_size, BLOCK=LISTED_BLOCK, num_warps=4
-    )
-    _adjust_chunks[(num_lines, triton.cdiv(vocab_size, CHUNK))](
+    _adjust_few[(num_lines,)](
         logits,
         logits.stride(0),
-        *rows,
+        line_rows,
+        store.sampling,
+        store.num_prompt,
+        store.known,
         store.tokens,
         store.tokens.stride(0),
+        store.listed,
+        store.counts,
+        store.counts.stride(0),
+        vocab_size,
+        LISTED_BLOCK=LISTED_BLOCK,
+        TOKENS_BLOCK=TOKENS_BLOCK,
+        num_warps=8,
+    )
+    _apply_masks[(num_lines, triton.cdiv(vocab_size, CHUNK))](
+        logits,
+        logits.stride(0),
+        line_rows,
+        store.sampling,
         store.masks,
         store.masks.stride(0),
         vocab_size,
         CHUNK=CHUNK,
-        BLOCK=TOKENS_BLOCK,
-        num_warps=8,
+        num_warps=4,
     )
 
 
 @triton.jit
-def _adjust_listed(logits, stride, line_rows, sampling, num_prompt, known, listed, vocab_size, BLOCK: tl.constexpr):
-    """Add the biases of a line, each to another token; then hold its end tokens back."""
-    line = tl.program_id(0)
-    row = tl.load(line_rows + line)
-    if row >= 0:
-        words = sampling + row * SAMPLING_WORDS
-        values = logits + line.to(tl.int64) * stride
-        mine = listed + row * LISTED_WORDS
-        count = tl.load(words + NUM_BIASES)
-        for begin in tl.range(0, count, BLOCK):
-            index = begin + tl.arange(0, BLOCK)
-            token = tl.load(mine + LISTED_BIASES + index, mask=index < count, other=0)
-            bias = tl.load(mine + LISTED_VALUES + index, mask=index < count, other=0).to(tl.float32, bitcast=True)
-            exists = (index < count) & (token < vocab_size)
-            tl.store(values + token, tl.load(values + token, mask=exists, other=0.0) + bias, mask=exists)
-        if tl.load(known + row) - tl.load(num_prompt + row) < tl.load(words + MIN_TOKENS):
-            tl.debug_barrier()  # every bias is added
-            num_ends = tl.load(words + NUM_ENDS)
-            for begin in tl.range(0, num_ends, BLOCK):
-                index = begin + tl.arange(0, BLOCK)
-                token = tl.load(mine + LISTED_ENDS + index, mask=index < num_ends, other=0)
-                exists = (index < num_ends) & (token < vocab_size)
-                tl.store(values + token, tl.full((BLOCK,), float("-inf"), tl.float32), mask=exists)
-
-
-@triton.jit
-def _adjust_chunks(
+def _adjust_few(
     logits,
     stride,
     line_rows,
@@ -95,51 +84,94 @@ def _adjust_chunks(
     known,
     tokens,
     tokens_stride,
-    masks,
-    masks_stride,
+    listed,
+    counts,
+    counts_stride,
     vocab_size,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LISTED_BLOCK: tl.constexpr,
+    TOKENS_BLOCK: tl.constexpr,
 ):
-    """Penalise the tokens of a chunk, then forbid those that the mask does not allow."""
-    line, chunk = tl.program_id(0), tl.program_id(1)
+    """Add the biases of a line, hold its end tokens back, penalise its tokens."""
+    line = tl.program_id(0)
     row = tl.load(line_rows + line).to(tl.int64)
     if row >= 0:
         words = sampling + row * SAMPLING_WORDS
-        repetition, presence, frequency = (
-            float_word(words, REPETITION),
-            float_word(words, PRESENCE),
-            float_word(words, FREQUENCY),
-        )
-        penalises = (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0)
-        has_mask = tl.load(words + HAS_MASK) != 0
-        if penalises | has_mask:
-            token = chunk * CHUNK + tl.arange(0, CHUNK)
-            place = logits + line.to(tl.int64) * stride + token
-            value = tl.load(place, mask=token < vocab_size, other=float("-inf"))
-            if penalises:
-                mine, first, count = tokens + row * tokens_stride, tl.load(num_prompt + row), tl.load(known + row)
-                value = _penalised(value, mine, first, count, chunk, repetition, presence, frequency, CHUNK, BLOCK)
-            if has_mask:
-                bits = tl.load(masks + row * masks_stride + token // 32, mask=token < vocab_size, other=0)
-                value = tl.where(((bits >> (token % 32)) & 1) != 0, value, float("-inf"))
-            tl.store(place, value, mask=token < vocab_size)
+        values = logits + line.to(tl.int64) * stride
+        first, count = tl.load(num_prompt + row), tl.load(known + row)
+        mine = listed + row * LISTED_WORDS
+        _add_biases(values, mine, tl.load(words + NUM_BIASES), vocab_size, LISTED_BLOCK)
+        if count - first < tl.load(words + MIN_TOKENS):
+            tl.debug_barrier()  # every bias is added
+            _hold_back(values, mine + LISTED_ENDS, tl.load(words + NUM_ENDS), vocab_size, LISTED_BLOCK)
+        repetition, presence = float_word(words, REPETITION), float_word(words, PRESENCE)
+        frequency = float_word(words, FREQUENCY)
+        if (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0):
+            known_tokens, counts_here = tokens + row * tokens_stride, counts + row * counts_stride
+            begin = tl.where(repetition == 1.0, first, 0)
+            _count(known_tokens, counts_here, begin, first, count, vocab_size, TOKENS_BLOCK)
+            tl.debug_barrier()  # all are counted, and all that came before is done
+            penalties = (repetition, presence, frequency)
+            _penalise(values, known_tokens, counts_here, begin, count, penalties, vocab_size, TOKENS_BLOCK)
 
 
 @triton.jit
-def _penalised(
-    value, tokens, num_prompt, known, chunk, repetition, presence, frequency, CHUNK: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The logits of a chunk less what their tokens' occurrences cost: repetition asks for any, in the prompt too."""
-    generated, anywhere = tl.zeros((CHUNK,), tl.int32), tl.zeros((CHUNK,), tl.int32)
-    for begin in tl.range(tl.where(repetition == 1.0, num_prompt, 0), known, BLOCK):
+def _add_biases(values, listed, count, vocab_size, BLOCK: tl.constexpr):
+    """Each to another token."""
+    for begin in tl.range(0, count, BLOCK):
         index = begin + tl.arange(0, BLOCK)
-        offset = tl.load(tokens + index, mask=index < known, other=-1) - chunk * CHUNK
-        is_here = (offset >= 0) & (offset < CHUNK) & (index < known)
-        offset = tl.where(is_here, offset, 0)
-        anywhere += tl.histogram(offset, CHUNK, mask=is_here)
-        generated += tl.histogram(offset, CHUNK, mask=is_here & (index >= num_prompt))
-    repeated = tl.where(value > 0, value / repetition, value * repetition)
-    value = tl.where(anywhere > 0, repeated, value)
-    value -= frequency * generated.to(tl.float32)
-    return value - tl.where(generated > 0, presence, 0.0)
+        token = tl.load(listed + LISTED_BIASES + index, mask=index < count, other=0)
+        bias = tl.load(listed + LISTED_VALUES + index, mask=index < count, other=0).to(tl.float32, bitcast=True)
+        exists = (index < count) & (token < vocab_size)
+        tl.store(values + token, tl.load(values + token, mask=exists, other=0.0) + bias, mask=exists)
+
+
+@triton.jit
+def _hold_back(values, listed, count, vocab_size, BLOCK: tl.constexpr):
+    for begin in tl.range(0, count, BLOCK):
+        index = begin + tl.arange(0, BLOCK)
+        token = tl.load(listed + index, mask=index < count, other=0)
+        exists = (index < count) & (token < vocab_size)
+        tl.store(values + token, tl.full((BLOCK,), float("-inf"), tl.float32), mask=exists)
+
+
+@triton.jit
+def _count(tokens, counts, begin, num_prompt, known, vocab_size, BLOCK: tl.constexpr):
+    """Count the tokens begin .. known at their ids."""
+    for start in tl.range(begin, known, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        token = tl.load(tokens + index, mask=index < known, other=0)
+        exists = (index < known) & (token < vocab_size)
+        is_generated = index >= num_prompt
+        tl.atomic_or(counts + token, IN_PROMPT, mask=exists & (index < num_prompt), sem="relaxed")
+        tl.atomic_add(counts + token, 1, mask=exists & is_generated, sem="relaxed")
+
+
+@triton.jit
+def _penalise(values, tokens, counts, begin, known, penalties, vocab_size, BLOCK: tl.constexpr):
+    """Take each count away, and what it costs from the token's logit."""
+    repetition, presence, frequency = penalties
+    for start in tl.range(begin, known, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        token = tl.load(tokens + index, mask=index < known, other=0)
+        exists = (index < known) & (token < vocab_size)
+        count = tl.atomic_xchg(counts + token, 0, mask=exists, sem="relaxed")
+        is_first = exists & (count != 0)
+        generated = (count & GENERATED).to(tl.float32)
+        value = tl.load(values + token, mask=is_first, other=0.0)
+        value = tl.where(value > 0, value / repetition, value * repetition)
+        value -= frequency * generated
+        value -= tl.where(generated > 0, presence, 0.0)
+        tl.store(values + token, value, mask=is_first)
+
+
+@triton.jit
+def _apply_masks(logits, stride, line_rows, sampling, masks, masks_stride, vocab_size, CHUNK: tl.constexpr):
+    line, chunk = tl.program_id(0), tl.program_id(1)
+    row = tl.load(line_rows + line).to(tl.int64)
+    if row >= 0:
+        if tl.load(sampling + row * SAMPLING_WORDS + HAS_MASK) != 0:
+            token = chunk * CHUNK + tl.arange(0, CHUNK)
+            bits = tl.load(masks + row * masks_stride + token // 32, mask=token < vocab_size, other=0)
+            is_forbidden = (((bits >> (token % 32)) & 1) == 0) & (token < vocab_size)
+            place = logits + line.to(tl.int64) * stride + token
+            tl.store(place, tl.full((CHUNK,), float("-inf"), tl.float32), mask=is_forbidden)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from phloem.kernels.triton import packed
 from phloem.kernels.triton.row_tensors import RowTensors
+from phloem.kernels.triton.sample import chunk_numbers
 from phloem.kernels.triton.sample_parts import SAMPLING_WORDS
 
 CHUNK = 2048
@@ -39,7 +40,7 @@ def report(logits: Tensor, token_ids: Tensor, line_rows: Tensor, store: RowTenso
     out = torch.empty((num_lines, packed.REPORT_WORDS), dtype=torch.int32, device=device)
     if not num_lines:
         return out
-    stats = torch.empty((2, num_lines, num_chunks), dtype=torch.float32, device=device)  # maxima, sums
+    stats = (chunk_numbers(logits, num_chunks), chunk_numbers(logits, num_chunks))  # maxima, sums
     counts = torch.empty((num_lines, num_chunks), dtype=torch.int32, device=device)
     best = torch.empty((num_lines, num_chunks, packed.MAX_TOP), dtype=torch.int64, device=device)
     lines = (logits, logits.stride(0), token_ids, line_rows, store.sampling)

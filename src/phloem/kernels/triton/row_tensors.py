@@ -24,6 +24,7 @@ class RowTensors:
     sampling: Tensor  # [max_rows, SAMPLING_WORDS]
     listed: Tensor  # [max_rows, LISTED_WORDS]
     masks: Tensor  # [max_rows, ceil(vocab_size / 32)]
+    counts: Tensor  # [max_rows, vocab_size], zero between kernels: where adjust.py counts tokens
 
     @staticmethod
     def empty(
@@ -43,6 +44,7 @@ class RowTensors:
             sampling=zeros(max_rows, packed.SAMPLING_WORDS),
             listed=zeros(max_rows, packed.LISTED_WORDS),
             masks=zeros(max_rows, -(-vocab_size // 32)),
+            counts=zeros(max_rows, vocab_size),
         )
 
 

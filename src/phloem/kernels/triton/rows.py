@@ -109,7 +109,8 @@ def _apply(
         tl.store(block_table + row * table_stride + place, page, mask=exists)
 
 
-@triton.jit
+# Sizes of a bucket are no reason to compile: they differ from step to step.
+@triton.jit(do_not_specialize=["bucket_rows", "bucket_tokens", "bucket_logits", "bucket_shared"])
 def _fill(
     plan,
     tokens,

@@ -28,7 +28,7 @@ from phloem.runtime.exec.build_device import (
     measure,
     step_tensors,
 )
-from phloem.runtime.exec.built import BuiltWorker, Report, built, timed
+from phloem.runtime.exec.built import BuiltWorker, Report, StepBounds, built, timed
 from phloem.runtime.exec.device_step import RowKernels
 from phloem.runtime.exec.queue import CudaQueue
 from phloem.runtime.exec.warm import NUM_COMPILERS, compile_rare, compile_tasks
@@ -45,8 +45,7 @@ def build_on_cuda(
     max_model_len: int | None,
     memory_gb: float | None,
     page_size: int,
-    max_running: int,
-    max_step_tokens: int,
+    bounds: StepBounds,
     overlap_depth: int,
     report: Report,
     grammars: Grammars,
@@ -67,7 +66,7 @@ def build_on_cuda(
     expect_room(step, target, definition.checkpoint.path, free_bytes=torch.cuda.mem_get_info(target.device)[0])
     kernels = TritonRowKernels(page_size=page_size)
     limits = DeviceLimits(
-        max_rows=max_running, max_step_tokens=max_step_tokens, page_size=page_size,
+        max_rows=bounds.max_running, max_step_tokens=bounds.max_step_tokens, page_size=page_size,
         max_model_len=max_model_len or definition.max_context, deterministic=deterministic,
     )  # fmt: skip
     with timed("weights, kernels", report):
@@ -93,7 +92,13 @@ def build_on_cuda(
     compile_rare(kernels, vocab_size=definition.vocab_size, device=target.device)
     in_words = msgspec.structs.replace(budget, arithmetic=f"{memory.arithmetic}; {budget.arithmetic}")
     return built(
-        worker, definition, in_words, backend=target.description, overlap_depth=overlap_depth, grammars=grammars
+        worker,
+        definition,
+        in_words,
+        bounds=bounds,
+        backend=target.description,
+        overlap_depth=overlap_depth,
+        grammars=grammars,
     )
 
 

@@ -21,6 +21,8 @@ from phloem.serve.programs.engine import TokenEngine, TokenState
 from phloem.serve.programs.turns import TurnPieces
 from phloem.serve.programs.wire import ProgramRequest, ProgramResponse
 
+MAX_PARALLEL = 256
+"""Requests of one program under way at once, unless fewer rows run: what does not run waits in the engine."""
 SERVER_LIMITS = ProgramLimits(
     max_iterations=256,
     max_executed_nodes=10_000,
@@ -38,7 +40,7 @@ class ProgramSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     limits: ProgramLimits = SERVER_LIMITS
     functions: Functions = msgspec.field(default_factory=lambda: BUILT_IN)
-    max_parallel: int = 64
+    max_parallel: int = MAX_PARALLEL
     tokens_per_page: int = 32
 
 
