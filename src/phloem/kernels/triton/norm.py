@@ -60,8 +60,9 @@ def _rms_norm(x, x_stride, weight, y, num_columns, eps, BLOCK: tl.constexpr, EAR
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     exists = column < num_columns
+    gain = tl.load(weight + column, mask=exists, other=0.0).to(tl.float32)
     value = tl.load(x + row * x_stride + column, mask=exists, other=0.0).to(tl.float32)
-    _store_normalized(value, weight, y + row * num_columns, column, exists, num_columns, eps)
+    _store_normalized(value, gain, y + row * num_columns, column, exists, num_columns, eps)
 
 
 @triton.jit
@@ -73,16 +74,16 @@ def _add_rms_norm(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     exists = column < num_columns
+    gain = tl.load(weight + column, mask=exists, other=0.0).to(tl.float32)
     value = tl.load(residual + row * residual_stride + column, mask=exists, other=0.0)
     value += tl.load(x + row * x_stride + column, mask=exists, other=0.0).to(tl.float32)
     tl.store(new_residual + row * num_columns + column, value, mask=exists)
-    _store_normalized(value, weight, y + row * num_columns, column, exists, num_columns, eps)
+    _store_normalized(value, gain, y + row * num_columns, column, exists, num_columns, eps)
 
 
 @triton.jit
-def _store_normalized(value, weight, y, column, exists, num_columns, eps):
+def _store_normalized(value, gain, y, column, exists, num_columns, eps):
     scale = tl.rsqrt(tl.sum(value * value) / num_columns + eps)
-    gain = tl.load(weight + column, mask=exists, other=0.0).to(tl.float32)
     tl.store(y + column, (value * scale * gain).to(y.dtype.element_ty), mask=exists)
 
 

@@ -87,6 +87,13 @@ def _rope_kv_write(
     exists = (head < NUM_Q_HEADS + 2 * NUM_KV_HEADS) & (column < HALF)
     is_query, is_value = head < NUM_Q_HEADS, head >= NUM_Q_HEADS + NUM_KV_HEADS
 
+    # What nobody computes is asked for first: a program waits for all its loads at once.
+    frequency = tl.load(inv_freq + column, mask=column < HALF, other=0.0)
+    position, slot = tl.load(positions + token).to(tl.float32), tl.load(slots + token)
+    gain_first, gain_second = frequency, frequency
+    if HAS_NORM:
+        gain_first = _gain(q_norm, k_norm, column, is_query, HALF)
+        gain_second = _gain(q_norm + HALF, k_norm + HALF, column, is_query, HALF)
     source = qkv + token * qkv_stride + head * (2 * HALF) + column
     first = tl.load(source, mask=exists, other=0.0).to(tl.float32)
     second = tl.load(source + HALF, mask=exists, other=0.0).to(tl.float32)
@@ -94,13 +101,10 @@ def _rope_kv_write(
     if HAS_NORM:
         mean = tl.sum(first * first + second * second, axis=1)[:, None] / (2 * HALF)
         scale = tl.rsqrt(mean + eps)
-        gain_first = _gain(q_norm, k_norm, column, is_query, HALF)
-        gain_second = _gain(q_norm + HALF, k_norm + HALF, column, is_query, HALF)
         # The reference rounds what it has normalized to the activation type before it rotates.
         turned_first = (first * scale * gain_first).to(q.dtype.element_ty).to(tl.float32)
         turned_second = (second * scale * gain_second).to(q.dtype.element_ty).to(tl.float32)
-    angle = tl.load(positions + token).to(tl.float32) * tl.load(inv_freq + column, mask=column < HALF, other=0.0)
-    cos, sin = tl.cos(angle), tl.sin(angle)
+    cos, sin = tl.cos(position * frequency), tl.sin(position * frequency)
     rotated_first = turned_first * cos - turned_second * sin
     rotated_second = turned_second * cos + turned_first * sin
 
@@ -108,7 +112,6 @@ def _rope_kv_write(
     tl.store(target, rotated_first.to(q.dtype.element_ty), mask=exists & is_query)
     tl.store(target + HALF, rotated_second.to(q.dtype.element_ty), mask=exists & is_query)
 
-    slot = tl.load(slots + token)
     page, offset = (slot // page_size).to(tl.int64), slot % page_size
     kv_head = head - NUM_Q_HEADS - tl.where(is_value, NUM_KV_HEADS, 0)
     line = ((page * 2 + is_value.to(tl.int64)) * page_size + offset) * NUM_KV_HEADS + kv_head

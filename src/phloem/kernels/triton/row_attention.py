@@ -1,13 +1,16 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
-"""From the merged projection to attention's result in one launch, for steps of a row or two: rope_kv_write, paged_attention.
+"""rope_kv_write and paged_attention in one launch, for steps of a row or two.
 
     split          0      1      2      3          programs of one row and KV head, each with its part of the keys
-    keys       |------|------|------|--*           * the new token: its program writes key and value before it reads
-                   partial results                 all but the last to finish leave theirs and go
-                        merge                      the last joins them (log-sum-exp), counted by a ticket
+    keys       |------|------|------|--*           * the new token's, which the last split writes and holds
+                   partial results                 all but the last program to finish leave theirs and go
+                        merge                      that one joins them (log-sum-exp), counted by a ticket
 
-Normalizing and rotating the queries of one KV head costs so little that every program does it for itself. Split-KV
-decoding: Dao et al. 2023, "Flash-Decoding". RoPE: Su et al. 2021, in the half-split form of GPT-NeoX.
+A chain of loads, each waiting for the one before, is all the time there is. So every program normalizes and rotates the
+queries of its KV head for itself, the new key is used from registers, and what does not come from the kernel before is
+read while that one still runs. That relies on the first op of a step (embed) starting only when the step's inputs
+are written: it does, because it is launched without programmatic dependence.
+Split-KV decoding: Dao et al. 2023, "Flash-Decoding". RoPE: Su et al. 2021, in the half-split form of GPT-NeoX.
 """
 
 from __future__ import annotations
@@ -64,13 +67,15 @@ class RopeAttention:
         num_rows, width = qkv.shape[0], qkv.shape[1]
         ratio = (width // head_dim - 2 * num_kv_heads) // num_kv_heads
         assert shape.max_query_len <= 1, "rows have one query each"
-        assert qkv.is_contiguous() and kv_cache.stride()[3:] == (head_dim, 1), "heads of a token lie side by side"
-        assert ratio <= TILE_M and num_rows * num_kv_heads <= len(self._tickets)
+        assert qkv.is_contiguous(), "tokens lie side by side"
+        assert kv_cache.stride()[3:] == (head_dim, 1), "heads of a token lie side by side"
+        assert ratio <= TILE_M, "the query heads of a KV head are one tile"
+        assert num_rows * num_kv_heads <= len(self._tickets), "a ticket for each row and KV head"
         dim_pad = max(16, triton.next_power_of_2(head_dim))
-        ratio_pad = triton.next_power_of_2(ratio)
-        num_splits = max(1, min(MAX_SPLITS, MERGED_NUMBERS // (ratio_pad * dim_pad)))
+        merged = triton.next_power_of_2(ratio) * dim_pad
+        num_splits = max(1, min(MAX_SPLITS, MERGED_NUMBERS // merged))
         out = qkv.new_empty(num_rows, num_kv_heads * ratio * head_dim)
-        partial = torch.empty(num_rows, num_kv_heads, num_splits, ratio_pad, dim_pad, device=qkv.device)
+        partial = torch.empty(num_rows, num_kv_heads, num_splits, ratio, head_dim, device=qkv.device)
         partial_lse = torch.empty(partial.shape[:4], device=qkv.device)
         has_norm = q_norm is not None and k_norm is not None
         early = starts_early(qkv.device)
@@ -82,8 +87,8 @@ class RopeAttention:
             kind=(qkv.device.index, qkv.dtype, kv_cache.dtype, q_norm.dtype if q_norm is not None else None,
                   kv_cache.stride()[:3]),
             constants={
-                "RATIO": ratio, "RATIO_PAD": ratio_pad, "KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim,
-                "DIM_PAD": dim_pad, "TILE_M": TILE_M, "BLOCK_N": 32 if dim_pad > 128 else 64, "PAGE_SIZE": page_size,
+                "RATIO": ratio, "KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim, "DIM_PAD": dim_pad,
+                "TILE_M": TILE_M, "BLOCK_N": 32 if dim_pad > 128 else 64, "PAGE_SIZE": page_size,
                 "SPLITS": num_splits, "HAS_NORM": has_norm, "WINDOWED": window is not None, "EARLY": early,
             },
             num_warps=4, num_stages=NUM_STAGES, early=early,
@@ -92,65 +97,71 @@ class RopeAttention:
 
 
 @triton.jit
-def _rotated(source, gain, eps, position, inv_freq, columns, HEAD_DIM: tl.constexpr, HAS_NORM: tl.constexpr, held):
-    """Heads at `source` [M, 1] normalized and rotated, [M, DIM_PAD] in the type they are stored in."""
-    HALF: tl.constexpr = HEAD_DIM // 2
-    is_first = columns < HALF
-    other = tl.where(is_first, columns + HALF, columns - HALF)
+def _turn(
+    source, gain, gain_other, cos, sin, eps, columns, other, held, HEAD_DIM: tl.constexpr, HAS_NORM: tl.constexpr
+):
+    """The heads at `source` [M, 1], normalized and rotated, [M, DIM_PAD] in their own type."""
+    dtype: tl.constexpr = source.dtype.element_ty
     number = tl.load(source + columns, mask=held, other=0.0).to(tl.float32)
     partner = tl.load(source + other, mask=held, other=0.0).to(tl.float32)
-    dtype: tl.constexpr = source.dtype.element_ty
     if HAS_NORM:
-        exists = columns < HEAD_DIM
         factor = tl.rsqrt(tl.sum(number * number, 1) / HEAD_DIM + eps)[:, None]
-        gain_here = tl.load(gain + columns, mask=exists, other=0.0).to(tl.float32)
-        gain_there = tl.load(gain + other, mask=exists, other=0.0).to(tl.float32)
         # The reference rounds what it has normalized to the activation type before it rotates.
-        number = (number * factor * gain_here).to(dtype).to(tl.float32)
-        partner = (partner * factor * gain_there).to(dtype).to(tl.float32)
-    frequency = tl.load(inv_freq + tl.where(is_first, columns, other), mask=columns < HEAD_DIM, other=0.0)
-    angle = position.to(tl.float32) * frequency
-    return (number * tl.cos(angle) + tl.where(is_first, -partner, partner) * tl.sin(angle)).to(dtype)
+        number = (number * factor * gain).to(dtype).to(tl.float32)
+        partner = (partner * factor * gain_other).to(dtype).to(tl.float32)
+    return (number * cos + partner * sin).to(dtype)
 
 
 @triton.jit
-def _attend(
-    q_tile, kv, table, lowest, begin, stop, page_stride, value_stride, slot_stride, scale_log2,
-    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
+def _gains(norm, columns, other, HEAD_DIM: tl.constexpr):
+    """A norm's weights at the columns and at their partners, float32."""
+    exists = columns < HEAD_DIM
+    here = tl.load(norm + columns, mask=exists, other=0.0).to(tl.float32)
+    return here, tl.load(norm + other, mask=exists, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load_block(
+    kv, table, first, lowest, stop, page_stride, value_stride, slot_stride,
+    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """(normalized [M, d], log-sum-exp [M]) of all queries over the keys max(lowest, begin) .. stop of one KV head."""
-    dims = tl.arange(0, q_tile.shape[1])
-    acc, row_max, row_sum = softmax_start(q_tile.shape[0], q_tile.shape[1])
-    for first in tl.range(begin, stop, BLOCK_N):
-        keys = first + tl.arange(0, BLOCK_N)
-        seen = (keys >= lowest) & (keys < stop)
-        pages = load_pages(table, first, stop, PAGE_SIZE, BLOCK_N)
-        where = kv + key_offsets(pages, first, page_stride, slot_stride, PAGE_SIZE, BLOCK_N)[:, None] + dims[None, :]
-        held = seen[:, None] & (dims < HEAD_DIM)[None, :]
-        k_tile = tl.load(where, mask=held, other=0.0)
-        v_tile = tl.load(where + value_stride, mask=held, other=0.0)
-        scores = tl.where(seen[None, :], tl.dot(q_tile, k_tile.T, input_precision="ieee"), float("-inf"))
-        weights, factor, row_max, row_sum = softmax_step(scores, row_max, row_sum, scale_log2, True)
-        acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc * factor[:, None], input_precision="ieee")
-    return softmax_end(acc, row_max, row_sum)
+    """(keys, values, which of them exist): first .. first + BLOCK_N, of those lowest .. stop; nothing else is read."""
+    keys, dims = first + tl.arange(0, BLOCK_N), tl.arange(0, DIM_PAD)
+    seen = (keys >= lowest) & (keys < stop)
+    pages = load_pages(table, first, stop, PAGE_SIZE, BLOCK_N)
+    where = kv + key_offsets(pages, first, page_stride, slot_stride, PAGE_SIZE, BLOCK_N)[:, None] + dims[None, :]
+    held = seen[:, None] & (dims < HEAD_DIM)[None, :]
+    return tl.load(where, mask=held, other=0.0), tl.load(where + value_stride, mask=held, other=0.0), seen
+
+
+@triton.jit
+def _attend_block(acc, row_max, row_sum, q_tile, k_tile, v_tile, seen, scale_log2):
+    """The running softmax after one more block."""
+    scores = tl.where(seen[None, :], tl.dot(q_tile, k_tile.T, input_precision="ieee"), float("-inf"))
+    weights, factor, row_max, row_sum = softmax_step(scores, row_max, row_sum, scale_log2, True)
+    acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc * factor[:, None], input_precision="ieee")
+    return acc, row_max, row_sum
 
 
 @triton.jit
 def _merge(
     out, partial, partial_lse, num_used,
-    RATIO: tl.constexpr, RATIO_PAD: tl.constexpr, SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    RATIO: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Join the results of the first `num_used` splits and write the heads of one KV head."""
+    RATIO_PAD: tl.constexpr = triton.next_power_of_2(RATIO)
     splits, heads, dims = tl.arange(0, SPLITS), tl.arange(0, RATIO_PAD), tl.arange(0, DIM_PAD)
-    line = splits[:, None] * RATIO_PAD + heads[None, :]
+    line = splits[:, None] * RATIO + heads[None, :]
     held = (splits < num_used)[:, None] & (heads < RATIO)[None, :]
+    whole = held[:, :, None] & (dims < HEAD_DIM)[None, None, :]
     lse = tl.load(partial_lse + line, mask=held, other=float("-inf"), cache_modifier=".cg")
-    where = partial + line[:, :, None] * DIM_PAD + dims[None, None, :]
-    piece = tl.load(where, mask=held[:, :, None], other=0.0, cache_modifier=".cg")
+    where = partial + line[:, :, None] * HEAD_DIM + dims[None, None, :]
+    piece = tl.load(where, mask=whole, other=0.0, cache_modifier=".cg")
     largest = tl.max(lse, 0)
     weights = tl.exp2(lse - tl.where(largest == float("-inf"), 0.0, largest)[None, :])
     total = tl.sum(weights, 0)
-    result = tl.sum(piece * weights[:, :, None], 0) / tl.where(total == 0.0, 1.0, total)[:, None]
+    weights /= tl.where(total == 0.0, 1.0, total)[None, :]
+    result = tl.sum(piece * weights[:, :, None], 0)
     there = (heads < RATIO)[:, None] & (dims < HEAD_DIM)[None, :]
     tl.store(out + heads[:, None] * HEAD_DIM + dims[None, :], result.to(out.dtype.element_ty), mask=there)
 
@@ -162,64 +173,92 @@ def _merge(
 def _rope_attention(
     out, partial, partial_lse, tickets, qkv, q_norm, k_norm, eps, positions, slots, inv_freq, kv, query_start,
     context_len, block_table, page_stride, value_stride, slot_stride, table_stride, num_rows, scale_log2, window,
-    RATIO: tl.constexpr, RATIO_PAD: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    DIM_PAD: tl.constexpr, TILE_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_NORM: tl.constexpr, WINDOWED: tl.constexpr, EARLY: tl.constexpr,
+    RATIO: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    TILE_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    SPLITS: tl.constexpr, HAS_NORM: tl.constexpr, WINDOWED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    HALF: tl.constexpr = HEAD_DIM // 2
+    WIDTH: tl.constexpr = RATIO * HEAD_DIM
     split, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    dims, packed = tl.arange(0, DIM_PAD)[None, :], tl.arange(0, TILE_M)[:, None]
-    held = (packed < RATIO) & (dims < HEAD_DIM)
     inside = row < num_rows
     token = tl.load(query_start + row, mask=inside, other=0)
     has_query = tl.load(query_start + row + 1, mask=inside, other=0) > token
     context = tl.load(context_len + row, mask=inside, other=0)
-    if (split == 0) & (row >= tl.load(query_start + num_rows)):  # a token of padding
-        where = (row.to(tl.int64) * KV_HEADS + head) * RATIO * HEAD_DIM + packed * HEAD_DIM + dims
-        tl.store(out + where, tl.zeros([TILE_M, DIM_PAD], out.dtype.element_ty), mask=held)
+    num_tokens = tl.load(query_start + num_rows)
+    position, slot = tl.load(positions + token).to(tl.float32), tl.load(slots + token)
+
+    old = tl.maximum(context - 1, 0)  # keys that are in the cache
     lowest = tl.maximum(context - window, 0) if WINDOWED else 0
     first_block = lowest // BLOCK_N
     num_blocks = tl.cdiv(context, BLOCK_N) - first_block
     blocks_each = tl.maximum(tl.cdiv(num_blocks, SPLITS), 1)
     num_used = tl.maximum(tl.cdiv(num_blocks, blocks_each), 1)
-    if has_query & (split < num_used):
-        begin = (first_block + split * blocks_each) * BLOCK_N
-        stop = tl.minimum(begin + blocks_each * BLOCK_N, context)
-        position = tl.load(positions + token)
-        kv_here = kv + head * HEAD_DIM
+    begin = (first_block + split * blocks_each) * BLOCK_N
+    stop = tl.minimum(begin + blocks_each * BLOCK_N, old)
+    table = block_table + row.to(tl.int64) * table_stride
+    kv_here = kv + head * HEAD_DIM
+    works = has_query & (split < num_used)
+    k_tile, v_tile, seen = _load_block(
+        kv_here, table, begin, lowest, stop, page_stride, value_stride, slot_stride,
+        HEAD_DIM, DIM_PAD, BLOCK_N, PAGE_SIZE,
+    )  # fmt: skip
+
+    dims, packed = tl.arange(0, DIM_PAD)[None, :], tl.arange(0, TILE_M)[:, None]
+    held = (packed < RATIO) & (dims < HEAD_DIM)
+    is_first = dims < HALF
+    other = tl.where(is_first, dims + HALF, dims - HALF)
+    angle = position * tl.load(inv_freq + tl.where(is_first, dims, other), mask=dims < HEAD_DIM, other=0.0)
+    cos, sin = tl.cos(angle), tl.sin(angle)
+    sin = tl.where(is_first, -sin, sin)
+    q_gain, q_gain_other, k_gain, k_gain_other = cos, cos, cos, cos
+    if HAS_NORM:
+        q_gain, q_gain_other = _gains(q_norm, dims, other, HEAD_DIM)
+        k_gain, k_gain_other = _gains(k_norm, dims, other, HEAD_DIM)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+
+    if (split == 0) & (row >= num_tokens):  # a token of padding
+        where = out + (row.to(tl.int64) * KV_HEADS + head) * WIDTH + packed * HEAD_DIM + dims
+        tl.store(where, tl.zeros([TILE_M, DIM_PAD], out.dtype.element_ty), mask=held)
+    if works:
         source = qkv + token.to(tl.int64) * ((RATIO + 2) * KV_HEADS * HEAD_DIM)
-        if split == num_used - 1:
-            slot = tl.load(slots + token)
-            one = tl.arange(0, 1)[:, None]
-            exists = (one < 1) & (dims < HEAD_DIM)
-            key_at = source + (KV_HEADS * RATIO + head) * HEAD_DIM
-            key = _rotated(key_at + one, k_norm, eps, position, inv_freq, dims, HEAD_DIM, HAS_NORM, exists)
-            value = tl.load(key_at + KV_HEADS * HEAD_DIM + one + dims, mask=exists, other=0.0)
-            place = kv_here + (slot // PAGE_SIZE).to(tl.int64) * page_stride + slot % PAGE_SIZE * slot_stride
-            tl.store(place + one + dims, key.to(kv.dtype.element_ty), mask=exists & (slot >= 0))
-            tl.store(place + value_stride + one + dims, value.to(kv.dtype.element_ty), mask=exists & (slot >= 0))
-            tl.debug_barrier()  # this program reads what its threads have written
+        one = tl.arange(0, 1)[:, None]
+        exists = (one == 0) & (dims < HEAD_DIM)
+        key_at = source + (KV_HEADS * RATIO + head) * HEAD_DIM + one
+        key = _turn(key_at, k_gain, k_gain_other, cos, sin, eps, dims, other, exists, HEAD_DIM, HAS_NORM)
+        value = tl.load(key_at + KV_HEADS * HEAD_DIM + dims, mask=exists, other=0.0)
         queries = source + (head * RATIO + packed) * HEAD_DIM
-        q_tile = _rotated(queries, q_norm, eps, position, inv_freq, dims, HEAD_DIM, HAS_NORM, held)
-        result, lse = _attend(
-            q_tile, kv_here, block_table + row.to(tl.int64) * table_stride, lowest, begin, stop,
-            page_stride, value_stride, slot_stride, scale_log2, HEAD_DIM, BLOCK_N, PAGE_SIZE,
-        )  # fmt: skip
-        target = out + (token.to(tl.int64) * KV_HEADS + head) * (RATIO * HEAD_DIM)
+        q_tile = _turn(queries, q_gain, q_gain_other, cos, sin, eps, dims, other, held, HEAD_DIM, HAS_NORM)
+        acc, row_max, row_sum = softmax_start(TILE_M, DIM_PAD)
+        acc, row_max, row_sum = _attend_block(acc, row_max, row_sum, q_tile, k_tile, v_tile, seen, scale_log2)
+        for first in tl.range(begin + BLOCK_N, stop, BLOCK_N):
+            k_next, v_next, seen_next = _load_block(
+                kv_here, table, first, lowest, stop, page_stride, value_stride, slot_stride,
+                HEAD_DIM, DIM_PAD, BLOCK_N, PAGE_SIZE,
+            )  # fmt: skip
+            acc, row_max, row_sum = _attend_block(acc, row_max, row_sum, q_tile, k_next, v_next, seen_next, scale_log2)
+        if split == num_used - 1:
+            place = kv_here + (slot // PAGE_SIZE).to(tl.int64) * page_stride + slot % PAGE_SIZE * slot_stride + dims
+            tl.store(place + one, key.to(kv.dtype.element_ty), mask=exists & (slot >= 0))
+            tl.store(place + value_stride + one, value.to(kv.dtype.element_ty), mask=exists & (slot >= 0))
+            scores = tl.sum(q_tile.to(tl.float32) * key.to(tl.float32), 1)[:, None]
+            weights, factor, row_max, row_sum = softmax_step(scores, row_max, row_sum, scale_log2, True)
+            acc = acc * factor[:, None] + weights * value.to(tl.float32)
+        result, lse = softmax_end(acc, row_max, row_sum)
+        target = out + (token.to(tl.int64) * KV_HEADS + head) * WIDTH
         if num_used == 1:
             tl.store(target + packed * HEAD_DIM + dims, result.to(out.dtype.element_ty), mask=held)
         else:
-            partial += (row * KV_HEADS + head) * (SPLITS * RATIO_PAD * DIM_PAD)
-            partial_lse += (row * KV_HEADS + head) * (SPLITS * RATIO_PAD)
-            line = split * RATIO_PAD + packed
-            tl.store(partial + line * DIM_PAD + dims, result, mask=held)
-            tl.store(partial_lse + line, lse[:, None], mask=packed < RATIO)
+            partial += (row * KV_HEADS + head) * (SPLITS * WIDTH)
+            partial_lse += (row * KV_HEADS + head) * (SPLITS * RATIO)
+            tl.store(partial + split * WIDTH + packed * HEAD_DIM + dims, result, mask=held)
+            tl.store(partial_lse + split * RATIO + packed, lse[:, None], mask=packed < RATIO)
             tl.debug_barrier()  # every thread's part is written before the ticket is drawn
             ticket = tickets + row * KV_HEADS + head
             if tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == num_used - 1:
-                _merge(target, partial, partial_lse, num_used, RATIO, RATIO_PAD, SPLITS, HEAD_DIM, DIM_PAD)
+                _merge(target, partial, partial_lse, num_used, RATIO, HEAD_DIM, DIM_PAD, SPLITS)
                 tl.store(ticket, 0)
 
 
