@@ -122,7 +122,8 @@ def show(lines: Sequence[Line]) -> None:
         chosen = [line for line in lines if line.step == title]
         total_s = sum(line.seconds for line in chosen)
         whole = "" if chosen[0].step_s is None else f"; the whole step at once: {chosen[0].step_s * 1e3:.2f} ms"
-        table = Table("op", title=f"{title}: {total_s * 1e3:.2f} ms{whole}", title_justify="left")
+        table = Table(title=f"{title}: {total_s * 1e3:.2f} ms{whole}", title_justify="left")
+        table.add_column("op", no_wrap=True)
         for name in ("calls", "ms", "share", "GB/s", "GFLOP/s", "of ceiling"):
             table.add_column(name, justify="right")
         for line in chosen:

@@ -12,8 +12,7 @@ from phloem.graph.compile import compile_graph
 from phloem.graph.lower.cuda import CudaTarget
 from phloem.models.catalog import define_dummy
 from phloem.runtime.exec.build_device import DeviceLimits, TritonRowKernels, step_tensors
-from phloem.runtime.exec.queue import HostQueue
-from phloem.runtime.exec.warm import compile_tasks
+from phloem.runtime.exec.warm import KernelCompiler
 from phloem.runtime.sched.build import SchedulerSettings
 from tests.runtime.exec import twins
 
@@ -59,17 +58,20 @@ def test_every_kernel_of_a_step_has_a_task_that_compiles_it() -> None:
     host = torch.device("cpu")
     interpreted = functions_on(host)
     functions = {name: counted(name) for name in interpreted}
-    limits = DeviceLimits(max_rows=4, max_step_tokens=32, max_model_len=64, page_size=twins.PAGE_SIZE)
-    tasks = compile_tasks(
+    limits = DeviceLimits(max_rows=20, max_step_tokens=64, max_model_len=64, page_size=twins.PAGE_SIZE)
+    compiler = KernelCompiler(
         compile_graph(define_dummy(twins.MODEL)),
         CudaTarget(torch.float32, host, twins.PAGE_SIZE, functions, "interpreted"),
         kernels=TritonRowKernels(page_size=twins.PAGE_SIZE),
         tensors=step_tensors(limits, host),
         buckets=limits.buckets,
-        max_rows=4,
+        max_rows=20,
         vocab_size=320,
-        queue=HostQueue(),
     )
-    for task in tasks:
+    for task in compiler.needed():
         task()
     assert set(calls) == set(interpreted) - {"linear", "linear_fp8"}
+    del calls[:]
+    for task in compiler.rare():
+        task()
+    assert set(calls) == {"paged_attention"}

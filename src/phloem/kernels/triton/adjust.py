@@ -168,10 +168,9 @@ def _penalise(values, tokens, counts, begin, known, penalties, vocab_size, BLOCK
 def _apply_masks(logits, stride, line_rows, sampling, masks, masks_stride, vocab_size, CHUNK: tl.constexpr):
     line, chunk = tl.program_id(0), tl.program_id(1)
     row = tl.load(line_rows + line).to(tl.int64)
-    if row >= 0:
-        if tl.load(sampling + row * SAMPLING_WORDS + HAS_MASK) != 0:
-            token = chunk * CHUNK + tl.arange(0, CHUNK)
-            bits = tl.load(masks + row * masks_stride + token // 32, mask=token < vocab_size, other=0)
-            is_forbidden = (((bits >> (token % 32)) & 1) == 0) & (token < vocab_size)
-            place = logits + line.to(tl.int64) * stride + token
-            tl.store(place, tl.full((CHUNK,), float("-inf"), tl.float32), mask=is_forbidden)
+    if tl.load(sampling + row * SAMPLING_WORDS + HAS_MASK, mask=row >= 0, other=0) != 0:
+        token = chunk * CHUNK + tl.arange(0, CHUNK)
+        bits = tl.load(masks + row * masks_stride + token // 32, mask=token < vocab_size, other=0)
+        is_forbidden = (((bits >> (token % 32)) & 1) == 0) & (token < vocab_size)
+        place = logits + line.to(tl.int64) * stride + token
+        tl.store(place, tl.full((CHUNK,), float("-inf"), tl.float32), mask=is_forbidden)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -14,7 +13,7 @@ from phloem.core.clock import MonotonicClock
 from phloem.core.errors import ConfigError
 from phloem.graph.compile import compile_graph
 from phloem.graph.ir import StepGraph
-from phloem.graph.lower.cuda import CudaTarget, DeviceCapture, DeviceChoices, pick_target
+from phloem.graph.lower.cuda import CudaTarget, DeviceChoices, pick_target
 from phloem.graph.lower.device_weights import type_of
 from phloem.memory.budget import DeviceBytes, PageBudget, solve_pages
 from phloem.memory.pool.kv import KvPool
@@ -29,9 +28,8 @@ from phloem.runtime.exec.build_device import (
     step_tensors,
 )
 from phloem.runtime.exec.built import BuiltWorker, Report, StepBounds, built, timed
-from phloem.runtime.exec.device_step import RowKernels
 from phloem.runtime.exec.queue import CudaQueue
-from phloem.runtime.exec.warm import NUM_COMPILERS, compile_rare, compile_tasks
+from phloem.runtime.exec.warm import KernelCompiler, compile_later, compile_now
 from phloem.runtime.grammar.grammars import Grammars
 
 
@@ -70,7 +68,13 @@ def build_on_cuda(
         max_model_len=max_model_len or definition.max_context, deterministic=deterministic,
     )  # fmt: skip
     with timed("weights, kernels", report):
-        capture = _load(step, target, definition, kernels=kernels, limits=limits, queue=queue)
+        compiler = KernelCompiler(
+            step, target, kernels=kernels, tensors=step_tensors(limits, target.device), buckets=limits.buckets,
+            max_rows=limits.max_rows, vocab_size=definition.vocab_size,
+        )  # fmt: skip
+        tasks = compiler.needed()
+        torch.cuda.synchronize()  # the tasks' inputs were made on another stream
+        capture = compile_now(tasks, queue=queue, meanwhile=lambda: target.load(step, definition.checkpoint))
     with timed("measure a step", report):
         memory = measure(capture, target, layers=definition.layers, limits=limits, queue=queue)
     with timed("KV pool", report):
@@ -88,8 +92,9 @@ def build_on_cuda(
         clock=MonotonicClock(),
         grammars=grammars,
     )
-    torch.cuda.synchronize()  # steps run on another stream than made all this
-    compile_rare(kernels, vocab_size=definition.vocab_size, device=target.device)
+    rare = compiler.rare()
+    torch.cuda.synchronize()  # steps, and what compiles, run on other streams than made all this
+    compile_later(rare, device=target.device)
     in_words = msgspec.structs.replace(budget, arithmetic=f"{memory.arithmetic}; {budget.arithmetic}")
     return built(
         worker,
@@ -100,35 +105,6 @@ def build_on_cuda(
         overlap_depth=overlap_depth,
         grammars=grammars,
     )
-
-
-def _load(
-    step: StepGraph,
-    target: CudaTarget,
-    definition: ModelDefinition,
-    *,
-    kernels: RowKernels,
-    limits: DeviceLimits,
-    queue: CudaQueue,
-) -> DeviceCapture:
-    """The weights on the device, and meanwhile the kernels compiled."""
-    tasks = compile_tasks(
-        step,
-        target,
-        kernels=kernels,
-        tensors=step_tensors(limits, target.device),
-        buckets=limits.buckets,
-        max_rows=limits.max_rows,
-        vocab_size=definition.vocab_size,
-        queue=queue,
-    )
-    torch.cuda.synchronize()  # the tasks' inputs were made on another stream
-    with ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="phloem-compile") as compilers:
-        compiled = [compilers.submit(task) for task in tasks]
-        capture = target.load(step, definition.checkpoint)
-        for future in compiled:
-            future.result()
-    return capture
 
 
 def _pool(
