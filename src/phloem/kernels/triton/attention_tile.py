@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from phloem.kernels.triton.fp8 import widen
+
 
 @triton.jit
 def follow_launch(EARLY: tl.constexpr):
@@ -110,7 +112,7 @@ def attend_keys(
             held = ((keys >= lowest) & (keys < stop))[:, None] & inside if MASKED else inside
             k_tile = tl.load(where) if HELD else tl.load(where, mask=held, other=0.0)
         pages = load_pages(table, first_key + BLOCK_N, stop, PAGE_SIZE, BLOCK_N)
-        scores = tl.dot(q_tile, k_tile.to(q_tile.dtype).T, input_precision="ieee")
+        scores = tl.dot(q_tile, widen(k_tile, q_tile.dtype).T, input_precision="ieee")
         if MASKED:
             seen = keys[None, :] <= last_seen[:, None]
             if LOWER:
@@ -121,7 +123,7 @@ def attend_keys(
             v_tile = kv_rows.load([key_row + PAGE_SIZE, column])
         else:
             v_tile = tl.load(where + value_stride) if HELD else tl.load(where + value_stride, mask=held, other=0.0)
-        v_tile = v_tile.to(q_tile.dtype)
+        v_tile = widen(v_tile, q_tile.dtype)
         acc = tl.dot(weights.to(q_tile.dtype), v_tile, acc * factor[:, None], input_precision="ieee")
     return acc, row_max, row_sum
 

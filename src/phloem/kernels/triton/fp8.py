@@ -17,6 +17,7 @@ from torch import Tensor
 from phloem.kernels.triton.launch import Launcher, follow, kind_of, starts_early
 
 FP8 = torch.float8_e4m3fn
+COMPILES = tl.constexpr(not triton.knobs.runtime.interpret)
 COLUMNS_PER_WARP = 1024
 
 
@@ -72,6 +73,21 @@ def to_cache(value, TYPE: tl.constexpr):
     if tl.float8e4nv == TYPE:
         value = tl.clamp(value, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     return value.to(TYPE)
+
+
+@triton.jit
+def widen(numbers, TYPE: tl.constexpr):
+    """Keys or values as numbers of the type they are multiplied in.
+
+    8-bit floats become float16 in the registers that a load left them in. A plain cast would be moved behind the
+    exchange that brings a tile into the order of the matrix units, and that exchange would handle byte by byte.
+    """
+    if numbers.dtype == tl.float8e4nv and COMPILES:
+        numbers = tl.inline_asm_elementwise(
+            "{ .reg .b16 a, b; mov.b32 {a, b}, $2; cvt.rn.f16x2.e4m3x2 $0, a; cvt.rn.f16x2.e4m3x2 $1, b; }",
+            "=r,=r,r", [numbers], dtype=tl.float16, is_pure=False, pack=4,
+        )  # fmt: skip
+    return numbers.to(TYPE)
 
 
 @triton.jit
