@@ -69,7 +69,8 @@ class ConstrainedRows:
 
     def fault(self, row: int) -> str | None:
         """Why no token can follow in a row, where its constraint is to blame."""
-        return self._matcher(row).fault if row in self._states else None
+        fault = self._matcher(row).fault if row in self._states else None
+        return None if fault is None else f"the constraint cannot be followed any further: {fault}"
 
     def close(self) -> None:
         """End the threads."""

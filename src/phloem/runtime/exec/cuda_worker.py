@@ -31,7 +31,7 @@ from phloem.runtime.exec.pack_plan import Batch, pack_plan
 from phloem.runtime.exec.queue import Fetched, Queue
 from phloem.runtime.exec.sampling.logprobs import LOWEST_LOGPROB, prompt_logprobs
 
-NOT_FINITE = "the logits are not finite"
+NOT_FINITE = "no token is possible: the logits are not finite, or all minus infinity"
 STEP_ERRORS = (ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError)
 """What fails one step's requests and leaves the device usable, unless it is an error of the device itself."""
 
