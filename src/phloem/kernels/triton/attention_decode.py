@@ -40,7 +40,7 @@ from phloem.kernels.triton.attention_tile import (
     softmax_end,
     softmax_start,
 )
-from phloem.kernels.triton.fp8 import as_operand
+from phloem.kernels.triton.fp8 import FP8, as_operand
 from phloem.kernels.triton.launch import Launcher
 
 MIN_KEYS = 128  # a program takes at least this many keys, so that short rows are not cut into crumbs
@@ -160,6 +160,8 @@ def choose_tiling(inputs: AttentionInputs, tile_m: int) -> DecodeTiling:
         return DecodeTiling(tile.block_n, tile.num_warps, 3, 2) if inputs.dim_pad <= 128 else DecodeTiling(32, 4, 2, 1)
     if inputs.dim_pad > 128:
         return DecodeTiling(32, 4, 3, 2)
+    if inputs.kv_cache.dtype == FP8:  # half the bytes, the same instructions: bound by these
+        return DecodeTiling(64, 2, 3, 4)
     if inputs.dim_pad < 128:
         return DecodeTiling(128, 4, 3, 3)
     return DecodeTiling(64, 4, 3, 2)

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from phloem.kernels.triton.launch import Launcher, follow, kind_of, starts_early
+from phloem.kernels.triton.row_fp8 import multiply_row
 
 FP8 = torch.float8_e4m3fn
 COMPILES = tl.constexpr(not triton.knobs.runtime.interpret)
@@ -41,9 +42,12 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def linear_fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (W * scale)^T + b in x's type: x [T, K], weight [N, K] e4m3, scale [N, 1] float32, bias [N].
 
-    cuBLAS or CUTLASS through torch, which sums in the tensor cores' own precision and rounds to bfloat16.
+    A row alone by row_fp8.py, more by cuBLAS or CUTLASS through torch, which sum in the tensor cores' own precision and
+    round to bfloat16.
     """
     numbers, x_scale = quantize_rows(x)
+    if len(x) == 1:
+        return multiply_row(numbers, x_scale, weight, scale, bias, x.dtype)
     y = torch._scaled_mm(
         numbers, weight.t(), scale_a=x_scale, scale_b=scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
     )

@@ -43,9 +43,11 @@ TILES = (Tile(128, 128, 8, 4, 72), Tile(64, 64, 4, 5, 200), Tile(64, 32, 4, 6, 0
 
 def choose_tile(num_rows: int, num_columns: int) -> Tile:
     """The largest tile of which there are enough."""
-    tall = [tile for tile in TILES if num_rows > tile.rows // 2] or [TILES[-1]]
+    fitting = [tile for tile in TILES if tile.rows == TILES[-1].rows or num_rows > tile.rows // 2]
     return next(
-        tile for tile in tall if triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns) >= tile.least
+        tile
+        for tile in fitting
+        if triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns) >= tile.least
     )
 
 
