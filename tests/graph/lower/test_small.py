@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -106,12 +108,19 @@ def test_weights_in_8_bits_are_left_to_their_own_product() -> None:
 
 def test_which_steps_are_small() -> None:
     """Red when a step runs fused ops that cannot hold it, or whose bits may differ from what was promised."""
-    assert small.is_small(decode(1))
-    assert small.is_small(decode(small.MAX_ROWS))
-    assert not small.is_small(decode(small.MAX_ROWS + 1))
-    assert not small.is_small(decode(2, num_shared=1))
-    assert not small.is_small(decode(1, deterministic=True))
-    assert not small.is_small(AttentionShape(1, 8, 0, 8, 128))
+    is_small = partial(small.is_small, max_rows=2)
+    assert is_small(decode(1))
+    assert is_small(decode(2))
+    assert not is_small(decode(3))
+    assert not is_small(decode(2, num_shared=1))
+    assert not is_small(decode(1, deterministic=True))
+    assert not is_small(AttentionShape(1, 8, 0, 8, 128))
+
+
+def test_light_layers_are_fused_for_more_rows(compiled) -> None:
+    """Red when the rule counts the table of logits, or all layers as one."""
+    assert small.max_rows(compiled("dummy:qwen3-0.6b")) == small.LIGHT_MAX_ROWS
+    assert small.max_rows(compiled("dummy:qwen3-14b")) == small.MAX_ROWS
 
 
 def test_fused_ops_are_chosen_where_all_can_be(compiled) -> None:

@@ -29,7 +29,7 @@ from phloem.graph.lower.device import DeviceProgram, Function, Tape
 from phloem.graph.lower.device_weights import load_parameters
 from phloem.graph.ops.contract import Op
 from phloem.graph.ops.fp8 import FP8
-from phloem.graph.ops.vocabulary import FUSED_OPS, LOWERED_OPS
+from phloem.graph.ops.vocabulary import FUSED_OPS, LOWERED_OPS, QUANTIZED_OPS
 from phloem.graph.passes.quantize_fp8 import quantize_fp8
 from phloem.kernels.registry import Choice, Registry
 from phloem.kernels.spec import Machine
@@ -104,7 +104,11 @@ class CudaTarget:
         }
         make = partial(Tape, functions=self.functions, parameters=parameters, caches=views)
         fused = self.fused(step)
-        return DeviceProgram(make(step.graph), small=make(fused.graph) if fused else None, is_small=small.is_small)
+        return DeviceProgram(
+            make(step.graph),
+            small=make(fused.graph) if fused else None,
+            is_small=partial(small.is_small, max_rows=small.max_rows(step)),
+        )
 
     def fused(self, step: StepGraph) -> StepGraph | None:
         """What small steps run (graph/lower/small.py), if there are functions for it."""
@@ -158,7 +162,7 @@ def reference_target(
     *, activation: torch.dtype, device: torch.device, page_size: int, kv_type: torch.dtype | None = None
 ) -> CudaTarget:
     """Plain torch, op by op: needs no GPU, and waits for one at every attention."""
-    functions: dict[str, Function] = {**LOWERED_OPS, "paged_attention": _reference_attention}
+    functions: dict[str, Function] = {**LOWERED_OPS, **QUANTIZED_OPS, "paged_attention": _reference_attention}
     words = f"torch references, {type_name(activation)}"
     return CudaTarget(activation, device, page_size, functions, words, kv_type)
 

@@ -66,8 +66,8 @@ def starts_early(device: torch.device) -> bool:
 def follow(EARLY: tl.constexpr):
     """Wait for what the kernel before has written (programmatic dependent launch).
 
-    The next kernel is not told to start up: persistent programs that start while others still run are spread unevenly
-    over the multiprocessors, and stay so.
+    The next kernel is not told to start up. Where rope told decode attention, whose programs stay for the whole launch,
+    W1a was slower; the suspicion, not isolated, is that they then spread unevenly over the multiprocessors.
     """
     if EARLY:
         tl.extra.cuda.gdc_wait()

@@ -47,7 +47,8 @@ def rope_kv_write(
     early = starts_early(qkv.device)
     tensors = positions, slots, inv_freq, kv_cache, q
     _launch(
-        (num_tokens, triton.cdiv(num_heads, HEADS_PER_PROGRAM), 1), qkv, qkv.stride(0), *norms, eps, *tensors, page_size,
+        (num_tokens, triton.cdiv(num_heads, HEADS_PER_PROGRAM), 1),
+        qkv, qkv.stride(0), *norms, eps, *tensors, page_size,
         kind=kind_of(qkv, qkv.stride(0), *norms, *tensors, page_size),
         constants={
             "NUM_Q_HEADS": num_q_heads, "NUM_KV_HEADS": num_kv_heads, "HALF": head_dim // 2,

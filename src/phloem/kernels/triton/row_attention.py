@@ -97,6 +97,29 @@ class RopeAttention:
 
 
 @triton.jit
+def _share(split, context, window, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr):
+    """(first key in the window, first and last old key of this split, splits in use); the new token is no old key."""
+    lowest = tl.maximum(context - window, 0) if WINDOWED else 0
+    first_block = lowest // BLOCK_N
+    num_blocks = tl.cdiv(context, BLOCK_N) - first_block
+    blocks_each = tl.maximum(tl.cdiv(num_blocks, SPLITS), 1)
+    begin = (first_block + split * blocks_each) * BLOCK_N
+    stop = tl.minimum(begin + blocks_each * BLOCK_N, tl.maximum(context - 1, 0))
+    return lowest, begin, stop, tl.maximum(tl.cdiv(num_blocks, blocks_each), 1)
+
+
+@triton.jit
+def _rotation(position, inv_freq, dims, HEAD_DIM: tl.constexpr):
+    """(cos, signed sin, partner) of each dim: x turns into x * cos + x[partner] * sin."""
+    HALF: tl.constexpr = HEAD_DIM // 2
+    is_first = dims < HALF
+    partner = tl.where(is_first, dims + HALF, dims - HALF)
+    angle = position * tl.load(inv_freq + tl.where(is_first, dims, partner), mask=dims < HEAD_DIM, other=0.0)
+    sin = tl.sin(angle)
+    return tl.cos(angle), tl.where(is_first, -sin, sin), partner
+
+
+@triton.jit
 def _turn(
     source, gain, gain_other, cos, sin, eps, columns, other, held, HEAD_DIM: tl.constexpr, HAS_NORM: tl.constexpr
 ):
@@ -113,11 +136,17 @@ def _turn(
 
 
 @triton.jit
-def _gains(norm, columns, other, HEAD_DIM: tl.constexpr):
-    """A norm's weights at the columns and at their partners, float32."""
-    exists = columns < HEAD_DIM
-    here = tl.load(norm + columns, mask=exists, other=0.0).to(tl.float32)
-    return here, tl.load(norm + other, mask=exists, other=0.0).to(tl.float32)
+def _gains(q_norm, k_norm, dims, partner, HEAD_DIM: tl.constexpr, HAS_NORM: tl.constexpr):
+    """The norms' weights, float32: of queries at the dims and at their partners, of keys likewise. Unused without."""
+    exists = dims < HEAD_DIM
+    ones = tl.where(exists, 1.0, 1.0)
+    of_q, of_q_partner, of_k, of_k_partner = ones, ones, ones, ones
+    if HAS_NORM:
+        of_q = tl.load(q_norm + dims, mask=exists, other=0.0).to(tl.float32)
+        of_q_partner = tl.load(q_norm + partner, mask=exists, other=0.0).to(tl.float32)
+        of_k = tl.load(k_norm + dims, mask=exists, other=0.0).to(tl.float32)
+        of_k_partner = tl.load(k_norm + partner, mask=exists, other=0.0).to(tl.float32)
+    return of_q, of_q_partner, of_k, of_k_partner
 
 
 @triton.jit
@@ -166,6 +195,63 @@ def _merge(
     tl.store(out + heads[:, None] * HEAD_DIM + dims[None, :], result.to(out.dtype.element_ty), mask=there)
 
 
+@triton.jit
+def _attend_old(
+    q_tile, k_tile, v_tile, seen, kv, table, begin, lowest, stop, page_stride, value_stride, slot_stride, scale_log2,
+    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """The running softmax over the keys begin .. stop, of which the first block is loaded already."""
+    acc, row_max, row_sum = softmax_start(q_tile.shape[0], q_tile.shape[1])
+    acc, row_max, row_sum = _attend_block(acc, row_max, row_sum, q_tile, k_tile, v_tile, seen, scale_log2)
+    for first in tl.range(begin + BLOCK_N, stop, BLOCK_N):
+        k_next, v_next, seen_next = _load_block(
+            kv,
+            table,
+            first,
+            lowest,
+            stop,
+            page_stride,
+            value_stride,
+            slot_stride,
+            HEAD_DIM,
+            DIM_PAD,
+            BLOCK_N,
+            PAGE_SIZE,
+        )
+        acc, row_max, row_sum = _attend_block(acc, row_max, row_sum, q_tile, k_next, v_next, seen_next, scale_log2)
+    return acc, row_max, row_sum
+
+
+@triton.jit
+def _attend_new(acc, row_max, row_sum, q_tile, key, value, scale_log2):
+    """The running softmax after the new token, [1, d]."""
+    scores = tl.sum(q_tile.to(tl.float32) * key.to(tl.float32), 1)[:, None]
+    weights, factor, row_max, row_sum = softmax_step(scores, row_max, row_sum, scale_log2, True)
+    return acc * factor[:, None] + weights * value.to(tl.float32), row_max, row_sum
+
+
+@triton.jit
+def _write_new(kv, slot, key, value, dims, exists, page_stride, value_stride, slot_stride, PAGE_SIZE: tl.constexpr):
+    """The new token's key and value, [1, d], to their slot of one KV head, unless that is negative."""
+    place = kv + (slot // PAGE_SIZE).to(tl.int64) * page_stride + slot % PAGE_SIZE * slot_stride + dims
+    tl.store(place, key.to(kv.dtype.element_ty), mask=exists & (slot >= 0))
+    tl.store(place + value_stride, value.to(kv.dtype.element_ty), mask=exists & (slot >= 0))
+
+
+@triton.jit
+def _leave(
+    out, partial, partial_lse, ticket, result, lse, split, num_used, held, packed, dims,
+    RATIO: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Leave a split's result; whoever draws the last ticket joins them all."""
+    tl.store(partial + (split * RATIO + packed) * HEAD_DIM + dims, result, mask=held)
+    tl.store(partial_lse + split * RATIO + packed, lse[:, None], mask=packed < RATIO)
+    tl.debug_barrier()  # every thread's part is written before the ticket is drawn
+    if tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == num_used - 1:
+        _merge(out, partial, partial_lse, num_used, RATIO, HEAD_DIM, DIM_PAD, SPLITS)
+        tl.store(ticket, 0)
+
+
 @triton.jit(
     do_not_specialize=["table_stride", "num_rows", "window"],
     do_not_specialize_on_alignment=["positions", "slots", "query_start", "context_len", "block_table"],
@@ -173,13 +259,12 @@ def _merge(
 def _rope_attention(
     out, partial, partial_lse, tickets, qkv, q_norm, k_norm, eps, positions, slots, inv_freq, kv, query_start,
     context_len, block_table, page_stride, value_stride, slot_stride, table_stride, num_rows, scale_log2, window,
-    RATIO: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    TILE_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    SPLITS: tl.constexpr, HAS_NORM: tl.constexpr, WINDOWED: tl.constexpr, EARLY: tl.constexpr,
+    RATIO: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, TILE_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, SPLITS: tl.constexpr, HAS_NORM: tl.constexpr,
+    WINDOWED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-    HALF: tl.constexpr = HEAD_DIM // 2
     WIDTH: tl.constexpr = RATIO * HEAD_DIM
     split, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     inside = row < num_rows
@@ -188,41 +273,24 @@ def _rope_attention(
     context = tl.load(context_len + row, mask=inside, other=0)
     num_tokens = tl.load(query_start + num_rows)
     position, slot = tl.load(positions + token).to(tl.float32), tl.load(slots + token)
-
-    old = tl.maximum(context - 1, 0)  # keys that are in the cache
-    lowest = tl.maximum(context - window, 0) if WINDOWED else 0
-    first_block = lowest // BLOCK_N
-    num_blocks = tl.cdiv(context, BLOCK_N) - first_block
-    blocks_each = tl.maximum(tl.cdiv(num_blocks, SPLITS), 1)
-    num_used = tl.maximum(tl.cdiv(num_blocks, blocks_each), 1)
-    begin = (first_block + split * blocks_each) * BLOCK_N
-    stop = tl.minimum(begin + blocks_each * BLOCK_N, old)
+    lowest, begin, stop, num_used = _share(split, context, window, SPLITS, BLOCK_N, WINDOWED)
     table = block_table + row.to(tl.int64) * table_stride
     kv_here = kv + head * HEAD_DIM
-    works = has_query & (split < num_used)
     k_tile, v_tile, seen = _load_block(
         kv_here, table, begin, lowest, stop, page_stride, value_stride, slot_stride,
         HEAD_DIM, DIM_PAD, BLOCK_N, PAGE_SIZE,
     )  # fmt: skip
-
     dims, packed = tl.arange(0, DIM_PAD)[None, :], tl.arange(0, TILE_M)[:, None]
     held = (packed < RATIO) & (dims < HEAD_DIM)
-    is_first = dims < HALF
-    other = tl.where(is_first, dims + HALF, dims - HALF)
-    angle = position * tl.load(inv_freq + tl.where(is_first, dims, other), mask=dims < HEAD_DIM, other=0.0)
-    cos, sin = tl.cos(angle), tl.sin(angle)
-    sin = tl.where(is_first, -sin, sin)
-    q_gain, q_gain_other, k_gain, k_gain_other = cos, cos, cos, cos
-    if HAS_NORM:
-        q_gain, q_gain_other = _gains(q_norm, dims, other, HEAD_DIM)
-        k_gain, k_gain_other = _gains(k_norm, dims, other, HEAD_DIM)
+    cos, sin, other = _rotation(position, inv_freq, dims, HEAD_DIM)
+    q_gain, q_gain_other, k_gain, k_gain_other = _gains(q_norm, k_norm, dims, other, HEAD_DIM, HAS_NORM)
     if EARLY:
         tl.extra.cuda.gdc_wait()
 
     if (split == 0) & (row >= num_tokens):  # a token of padding
         where = out + (row.to(tl.int64) * KV_HEADS + head) * WIDTH + packed * HEAD_DIM + dims
         tl.store(where, tl.zeros([TILE_M, DIM_PAD], out.dtype.element_ty), mask=held)
-    if works:
+    if has_query & (split < num_used):
         source = qkv + token.to(tl.int64) * ((RATIO + 2) * KV_HEADS * HEAD_DIM)
         one = tl.arange(0, 1)[:, None]
         exists = (one == 0) & (dims < HEAD_DIM)
@@ -231,35 +299,23 @@ def _rope_attention(
         value = tl.load(key_at + KV_HEADS * HEAD_DIM + dims, mask=exists, other=0.0)
         queries = source + (head * RATIO + packed) * HEAD_DIM
         q_tile = _turn(queries, q_gain, q_gain_other, cos, sin, eps, dims, other, held, HEAD_DIM, HAS_NORM)
-        acc, row_max, row_sum = softmax_start(TILE_M, DIM_PAD)
-        acc, row_max, row_sum = _attend_block(acc, row_max, row_sum, q_tile, k_tile, v_tile, seen, scale_log2)
-        for first in tl.range(begin + BLOCK_N, stop, BLOCK_N):
-            k_next, v_next, seen_next = _load_block(
-                kv_here, table, first, lowest, stop, page_stride, value_stride, slot_stride,
-                HEAD_DIM, DIM_PAD, BLOCK_N, PAGE_SIZE,
-            )  # fmt: skip
-            acc, row_max, row_sum = _attend_block(acc, row_max, row_sum, q_tile, k_next, v_next, seen_next, scale_log2)
+        acc, row_max, row_sum = _attend_old(
+            q_tile, k_tile, v_tile, seen, kv_here, table, begin, lowest, stop,
+            page_stride, value_stride, slot_stride, scale_log2, HEAD_DIM, DIM_PAD, BLOCK_N, PAGE_SIZE,
+        )  # fmt: skip
         if split == num_used - 1:
-            place = kv_here + (slot // PAGE_SIZE).to(tl.int64) * page_stride + slot % PAGE_SIZE * slot_stride + dims
-            tl.store(place + one, key.to(kv.dtype.element_ty), mask=exists & (slot >= 0))
-            tl.store(place + value_stride + one, value.to(kv.dtype.element_ty), mask=exists & (slot >= 0))
-            scores = tl.sum(q_tile.to(tl.float32) * key.to(tl.float32), 1)[:, None]
-            weights, factor, row_max, row_sum = softmax_step(scores, row_max, row_sum, scale_log2, True)
-            acc = acc * factor[:, None] + weights * value.to(tl.float32)
+            _write_new(kv_here, slot, key, value, dims, exists, page_stride, value_stride, slot_stride, PAGE_SIZE)
+            acc, row_max, row_sum = _attend_new(acc, row_max, row_sum, q_tile, key, value, scale_log2)
         result, lse = softmax_end(acc, row_max, row_sum)
         target = out + (token.to(tl.int64) * KV_HEADS + head) * WIDTH
         if num_used == 1:
             tl.store(target + packed * HEAD_DIM + dims, result.to(out.dtype.element_ty), mask=held)
         else:
-            partial += (row * KV_HEADS + head) * (SPLITS * WIDTH)
-            partial_lse += (row * KV_HEADS + head) * (SPLITS * RATIO)
-            tl.store(partial + split * WIDTH + packed * HEAD_DIM + dims, result, mask=held)
-            tl.store(partial_lse + split * RATIO + packed, lse[:, None], mask=packed < RATIO)
-            tl.debug_barrier()  # every thread's part is written before the ticket is drawn
-            ticket = tickets + row * KV_HEADS + head
-            if tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu") == num_used - 1:
-                _merge(target, partial, partial_lse, num_used, RATIO, HEAD_DIM, DIM_PAD, SPLITS)
-                tl.store(ticket, 0)
+            which = row * KV_HEADS + head
+            _leave(
+                target, partial + which * (SPLITS * WIDTH), partial_lse + which * (SPLITS * RATIO), tickets + which,
+                result, lse, split, num_used, held, packed, dims, RATIO, HEAD_DIM, DIM_PAD, SPLITS,
+            )  # fmt: skip
 
 
 _launch = Launcher(_rope_attention)

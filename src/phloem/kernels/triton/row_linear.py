@@ -22,7 +22,7 @@ from torch import Tensor
 
 from phloem.kernels.triton.launch import Launcher, starts_early
 
-ONE_WAVE = 660  # programs of four warps that an H200 runs at once
+ONE_WAVE = 660  # programs of four warps and 96 registers a thread that 132 multiprocessors hold at once
 IN_THREAD: tl.constexpr = tl.constexpr(8)  # inputs a thread takes at once: 16 bytes of weights
 
 

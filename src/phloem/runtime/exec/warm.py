@@ -7,6 +7,7 @@ thread, on a stream of its own: the steps' stream may be recording.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from torch import fx
 
 from phloem.graph.capture.buckets import MIN_CHUNKS, Bucket, Buckets, StepSizes
 from phloem.graph.ir import StepGraph
+from phloem.graph.lower import small
 from phloem.graph.lower.cuda import CudaTarget
 from phloem.graph.lower.device import call_function
 from phloem.graph.ops.contract import Op, Spec
@@ -31,6 +33,8 @@ NUM_COMPILERS, NUM_LATER = 8, 3
 FEW = 64
 COMPILES_NOTHING = frozenset({"linear", "linear_fp8"})
 """Ops whose functions are library calls, or are left to the step that is measured."""
+
+_log = logging.getLogger("phloem.exec")
 
 Task = Callable[[], object]
 T = TypeVar("T")
@@ -101,13 +105,15 @@ class KernelCompiler:
         return tasks
 
     def rare(self) -> list[Task]:
-        """What only some requests need, and attention of other numbers of chunks."""
+        """What only some requests need, small steps of two rows, and attention of other numbers of chunks."""
         kernels, logits, nobody, store = self._kernels, self._logits, self._nobody, self._store
         tasks: list[Task] = [
             partial(kernels.sample, logits, nobody, store, truncates=True),
             partial(kernels.report, logits, nobody, nobody, store),
             partial(kernels.adjust, logits, nobody, store),
         ]
+        if small.max_rows(self._step) > 1 and (fused := self._target.fused(self._step)) is not None:
+            tasks += self._calls(fused, self._buckets.of(StepSizes(2, 2, 2, 2)))
         num_chunks = 2 * MIN_CHUNKS
         while num_chunks < self._max_rows:
             tasks += self._attention(num_chunks)
@@ -121,10 +127,6 @@ class KernelCompiler:
 
     def _calls(self, step: StepGraph, bucket: Bucket, *, only: Container[str] | None = None) -> Iterator[Task]:
         """One call of every op of a graph that differs in more than its layer."""
-        inputs = cut(self._tensors, bucket.shape, bucket.num_logits)
-        layer = step.layers[0]
-        cache = self._cache.view(-1, 2, self._target.page_size, layer.num_kv_heads, layer.head_dim)
-        sizes = {"T": bucket.shape.num_tokens, "L": bucket.num_logits}
         seen = set()
         for node in step.graph.nodes:
             if not isinstance(node.target, Op):
@@ -135,9 +137,17 @@ class KernelCompiler:
             key = (name, *(str(each.meta["spec"]) if isinstance(each, fx.Node) else each for each in node.args))
             if key not in seen:
                 seen.add(key)
-                max_table = FEW if name == "embed" else None
-                arguments = [_argument(each, inputs, cache, sizes, self._target, max_table) for each in node.args]
-                yield call_function(node.target, self._target.functions, arguments, bucket.shape)
+                yield partial(self._call, node.target, node.args, bucket)
+
+    def _call(self, op: Op, values: Sequence[Any], bucket: Bucket) -> None:
+        """One call of an op. Its arguments, which may be as large as a weight, live as long as it takes."""
+        inputs = cut(self._tensors, bucket.shape, bucket.num_logits)
+        layer = self._step.layers[0]
+        cache = self._cache.view(-1, 2, self._target.page_size, layer.num_kv_heads, layer.head_dim)
+        sizes = {"T": bucket.shape.num_tokens, "L": bucket.num_logits}
+        max_table = FEW if op.name == "embed" else None
+        arguments = [_argument(each, inputs, cache, sizes, self._target, max_table) for each in values]
+        call_function(op, self._target.functions, arguments, bucket.shape)()
 
 
 def compile_now(tasks: Sequence[Task], *, queue: Queue, meanwhile: Callable[[], T]) -> T:
@@ -155,17 +165,33 @@ def compile_now(tasks: Sequence[Task], *, queue: Queue, meanwhile: Callable[[], 
     return result
 
 
-def compile_later(tasks: Sequence[Task], *, device: torch.device) -> None:
-    """Run the tasks on a few threads that nobody waits for, on streams of their own: the steps' may be recording."""
+class CompileLater:
+    """Runs tasks on a few threads that nobody waits for, on streams of their own: the steps' may be recording."""
 
-    def run(mine: Sequence[Task]) -> None:
-        with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
-            for task in mine:
-                task()
+    def __init__(self, tasks: Sequence[Task], *, device: torch.device) -> None:
+        self._device = device
+        self._is_over = threading.Event()
+        shares = [tasks[first::NUM_LATER] for first in range(NUM_LATER)]
+        self._threads = [threading.Thread(target=self._run, args=(share,), daemon=True) for share in shares]
+        for thread in self._threads:
+            thread.start()
 
-    for first in range(NUM_LATER):
-        mine = tasks[first::NUM_LATER]
-        threading.Thread(target=run, args=(mine,), name="phloem-compile", daemon=True).start()
+    def close(self) -> None:
+        """Begin nothing more; wait for what is being compiled, seconds at most."""
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, tasks: Sequence[Task]) -> None:
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        for task in tasks:
+            if self._is_over.is_set():
+                return
+            try:
+                with torch.inference_mode(), torch.cuda.stream(stream):
+                    task()
+            except torch.OutOfMemoryError:
+                _log.info("too little memory to compile a kernel ahead; it is compiled when it is needed")
 
 
 def _argument(
