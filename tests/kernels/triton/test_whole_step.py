@@ -74,4 +74,4 @@ def test_every_kernel_of_a_step_has_a_task_that_compiles_it() -> None:
     del calls[:]
     for task in compiler.rare():
         task()
-    assert set(calls) == {"paged_attention"}
+    assert "paged_attention" in calls, "of more chunks"

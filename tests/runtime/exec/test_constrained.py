@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from tests.runtime.exec import twins
 
 from phloem.core.plan import RowStart
 from phloem.core.request import Constraint, SamplingParams
@@ -10,7 +11,6 @@ from phloem.launch.text import dummy_vocab_size, tokenizer_json_of
 from phloem.runtime.exec.constrained import ConstrainedRows
 from phloem.runtime.grammar.grammars import Grammars, no_vocabulary
 from phloem.runtime.grammar.vocabulary import Vocabulary
-from tests.runtime.exec import twins
 
 VOCAB_SIZE = dummy_vocab_size(twins.MODEL)
 

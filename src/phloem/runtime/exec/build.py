@@ -68,15 +68,15 @@ def build_worker(
         definition = _define(model, max_model_len)
     grammars = _grammars(definition, tokenizer_json)
     if is_on_gpu:
+        choices = cuda.DeviceChoices(
+            dtype=dtype, quantize=quantize, kv_cache_dtype=kv_cache_dtype, deterministic=deterministic,
+            page_size=page_size,
+        )  # fmt: skip
         return build_on_cuda(
             definition,
-            dtype=dtype,
-            quantize=quantize,
-            kv_cache_dtype=kv_cache_dtype,
-            deterministic=deterministic,
+            choices,
             max_model_len=max_model_len,
             memory_gb=memory_gb,
-            page_size=page_size,
             bounds=bounds,
             overlap_depth=1 if overlap_depth is None else overlap_depth,
             report=report,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -25,24 +26,21 @@ from phloem.runtime.exec.build_device import (
     device_worker,
     eager_steps,
     measure,
+    row_store,
     step_tensors,
 )
 from phloem.runtime.exec.built import BuiltWorker, Report, StepBounds, built, timed
 from phloem.runtime.exec.queue import CudaQueue
-from phloem.runtime.exec.warm import KernelCompiler, compile_later, compile_now
+from phloem.runtime.exec.warm import CompileLater, KernelCompiler, compile_now
 from phloem.runtime.grammar.grammars import Grammars
 
 
 def build_on_cuda(
     definition: ModelDefinition,
+    choices: DeviceChoices,
     *,
-    dtype: str,
-    quantize: str,
-    kv_cache_dtype: str = "auto",
-    deterministic: bool = False,
     max_model_len: int | None,
     memory_gb: float | None,
-    page_size: int,
     bounds: StepBounds,
     overlap_depth: int,
     report: Report,
@@ -50,31 +48,25 @@ def build_on_cuda(
     captures: bool = True,
 ) -> BuiltWorker:
     """From a definition to a worker on the GPU; CallerErrors name what to change. `captures` off: no CUDA graphs."""
-    choices = DeviceChoices(
-        dtype=dtype,
-        quantize=quantize,
-        kv_cache_dtype=kv_cache_dtype,
-        deterministic=deterministic,
-        page_size=page_size,
-    )
     with timed("build graph", report):
         step = compile_graph(definition, choices.passes)
         target = pick_target(step, choices)
     queue = CudaQueue(target.device)
     expect_room(step, target, definition.checkpoint.path, free_bytes=torch.cuda.mem_get_info(target.device)[0])
-    kernels = TritonRowKernels(page_size=page_size)
+    kernels = TritonRowKernels(page_size=choices.page_size)
     limits = DeviceLimits(
-        max_rows=bounds.max_running, max_step_tokens=bounds.max_step_tokens, page_size=page_size,
-        max_model_len=max_model_len or definition.max_context, deterministic=deterministic,
+        max_rows=bounds.max_running, max_step_tokens=bounds.max_step_tokens, page_size=choices.page_size,
+        max_model_len=max_model_len or definition.max_context, deterministic=choices.deterministic,
     )  # fmt: skip
     with timed("weights, kernels", report):
         compiler = KernelCompiler(
             step, target, kernels=kernels, tensors=step_tensors(limits, target.device), buckets=limits.buckets,
             max_rows=limits.max_rows, vocab_size=definition.vocab_size,
         )  # fmt: skip
-        tasks = compiler.needed()
-        torch.cuda.synchronize()  # the tasks' inputs were made on another stream
-        capture = compile_now(tasks, queue=queue, meanwhile=lambda: target.load(step, definition.checkpoint))
+        torch.cuda.synchronize()  # its tensors were made on another stream
+        load = partial(target.load, step, definition.checkpoint)
+        capture = compile_now(compiler.needed(), queue=queue, meanwhile=load)
+    store = row_store(limits, vocab_size=definition.vocab_size, device=target.device)
     with timed("measure a step", report):
         memory = measure(capture, target, layers=definition.layers, limits=limits, queue=queue)
     with timed("KV pool", report):
@@ -84,6 +76,7 @@ def build_on_cuda(
         program=capture(caches=pool.layers),
         pool=pool,
         kernels=kernels,
+        store=store,
         queue=queue,
         make_steps=captured_steps if captures else eager_steps,
         limits=replace(limits, max_model_len=budget.max_model_len),
@@ -92,19 +85,11 @@ def build_on_cuda(
         clock=MonotonicClock(),
         grammars=grammars,
     )
-    rare = compiler.rare()
     torch.cuda.synchronize()  # steps, and what compiles, run on other streams than made all this
-    compile_later(rare, device=target.device)
+    worker.closes(CompileLater(compiler.rare(), device=target.device))
     in_words = msgspec.structs.replace(budget, arithmetic=f"{memory.arithmetic}; {budget.arithmetic}")
-    return built(
-        worker,
-        definition,
-        in_words,
-        bounds=bounds,
-        backend=target.description,
-        overlap_depth=overlap_depth,
-        grammars=grammars,
-    )
+    return built(worker, definition, in_words, bounds=bounds, backend=target.description,
+                 overlap_depth=overlap_depth, grammars=grammars)  # fmt: skip
 
 
 def _pool(

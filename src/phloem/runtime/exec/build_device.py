@@ -77,6 +77,7 @@ def device_worker(
     program: DeviceProgram,
     pool: KvPool,
     kernels: RowKernels,
+    store: RowTensors,
     queue: Queue,
     make_steps: Callable[[Body], Steps],
     limits: DeviceLimits,
@@ -91,13 +92,7 @@ def device_worker(
         program=program,
         kernels=kernels,
         queue=queue,
-        store=RowTensors.empty(
-            max_rows=num_device_rows(limits.max_rows),
-            max_model_len=limits.max_model_len,
-            max_pages=limits.max_pages,
-            vocab_size=vocab_size,
-            device=device,
-        ),
+        store=store,
         inputs=step_tensors(limits, device),
         buckets=limits.buckets,
         make_steps=make_steps,
@@ -105,6 +100,17 @@ def device_worker(
     mirror = RowMirror(max_rows=limits.max_rows, vocab_size=vocab_size, end_token_ids=end_token_ids)
     constrained = ConstrainedRows(vocab_size=vocab_size, grammars=grammars)
     return CudaWorker(step=step, pool=pool, mirror=mirror, constrained=constrained, queue=queue, clock=clock)
+
+
+def row_store(limits: DeviceLimits, *, vocab_size: int, device: torch.device) -> RowTensors:
+    """Room for every row, zeroed."""
+    return RowTensors.empty(
+        max_rows=num_device_rows(limits.max_rows),
+        max_model_len=limits.max_model_len,
+        max_pages=limits.max_pages,
+        vocab_size=vocab_size,
+        device=device,
+    )
 
 
 def step_tensors(limits: DeviceLimits, device: torch.device) -> StepTensors:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -54,6 +55,12 @@ class Launch:
     token_ids: Fetched
     reports: Fetched | None
     scores: Scores
+
+
+class Closes(Protocol):
+    """Something that ends."""
+
+    def close(self) -> None: ...
 
 
 class Handle:
@@ -129,6 +136,11 @@ class CudaWorker:
         self._constrained = constrained
         self._queue = queue
         self._clock = clock
+        self._closed_with: list[Closes] = []
+
+    def closes(self, other: Closes) -> None:
+        """`other` is of use as long as this worker is."""
+        self._closed_with.append(other)
 
     @property
     def is_warm(self) -> bool:
@@ -183,6 +195,8 @@ class CudaWorker:
 
     def close(self) -> None:
         """Finish what was submitted."""
+        for other in self._closed_with:
+            other.close()
         self._queue.synchronize()
         self._constrained.close()
 
