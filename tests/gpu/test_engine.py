@@ -35,16 +35,18 @@ LOGIT_NATS = 0.15
 
 
 def gpu_worker(model: str, *, captures: bool, **changes):
+    from phloem.graph.lower.cuda import DeviceChoices
     from phloem.runtime.exec.build_cuda import build_on_cuda
     from phloem.runtime.exec.built import StepBounds
 
     definition = define_dummy(model)
     end_ids = definition.eos_ids or (2,)
+    numbers = {"dtype": "auto", "quantize": "auto", "kv_cache_dtype": "auto", "deterministic": False}
+    choices = {name: changes.pop(name, usual) for name, usual in numbers.items()}
     limits = LIMITS | changes
     return build_on_cuda(
         definition,
-        dtype="auto",
-        quantize="auto",
+        DeviceChoices(**choices, page_size=limits.pop("page_size")),
         memory_gb=0.5,
         overlap_depth=1,
         report=lambda stage, seconds: None,

@@ -14,13 +14,13 @@ import torch
 from phloem.graph.lower.cuda import REGISTRY
 from phloem.graph.lower.device import TAKE_SHAPE
 from phloem.graph.ops.contract import Op
-from phloem.graph.ops.vocabulary import FUSED_OPS, LOWERED_OPS
+from phloem.graph.ops.vocabulary import FUSED_OPS, LOWERED_OPS, QUANTIZED_OPS
 from phloem.kernels.triton.attention_shape import AttentionShape
 from phloem.kernels.triton.implementations import INVARIANT, NAME
 from phloem.kernels.triton.table import INVARIANT as INVARIANT_FUNCTIONS
 from phloem.kernels.triton.table import functions_on
 
-DEVICE_OPS = {**LOWERED_OPS, **FUSED_OPS}
+DEVICE_OPS = {**LOWERED_OPS, **QUANTIZED_OPS, **FUSED_OPS}
 TABLES: dict[str, Any] = {
     NAME: functions_on(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     INVARIANT: INVARIANT_FUNCTIONS,

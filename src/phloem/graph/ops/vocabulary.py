@@ -23,8 +23,11 @@ LOWERED_OPS = _by_name(
     lowered.paged_attention,
     lowered.silu_mul,
     lowered.select_rows,
-    fp8.linear_fp8,
 )
+QUANTIZED_OPS = _by_name(fp8.linear_fp8)
+"""What passes make of linears whose weights are stored in fewer bits; also left when the passes are done."""
 FUSED_OPS = _by_name(fused.norm_linear, fused.norm_gated_linear, fused.linear_add, fused.rope_attention)
 """What a device may make of a lowered graph for small steps (graph/lower/small.py)."""
-OPS: Mapping[str, Op] = MappingProxyType({**MODEL_OPS, **LOWERED_OPS, **FUSED_OPS, "columns": model.columns})
+OPS: Mapping[str, Op] = MappingProxyType(
+    {**MODEL_OPS, **LOWERED_OPS, **QUANTIZED_OPS, **FUSED_OPS, "columns": model.columns}
+)

@@ -68,10 +68,8 @@ def build_worker(
         definition = _define(model, max_model_len)
     grammars = _grammars(definition, tokenizer_json)
     if is_on_gpu:
-        choices = cuda.DeviceChoices(
-            dtype=dtype, quantize=quantize, kv_cache_dtype=kv_cache_dtype, deterministic=deterministic,
-            page_size=page_size,
-        )  # fmt: skip
+        choices = cuda.DeviceChoices(dtype=dtype, quantize=quantize, kv_cache_dtype=kv_cache_dtype,
+                                     deterministic=deterministic, page_size=page_size)  # fmt: skip
         return build_on_cuda(
             definition,
             choices,
