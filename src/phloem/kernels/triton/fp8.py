@@ -2,9 +2,10 @@
 """8-bit floats (e4m3) on the device: rows on their way into a product, and keys and values on theirs into the cache.
 
 A row of activations gets its own scale, which brings its largest number to 448; graph/ops/fp8.py has the same in
-torch. Keys and values are stored as they are, without a scale: e4m3 has 3 bits of mantissa from 2^-6 to 448 (and loses
-one with each halving below), and between those bounds a scale changes nothing but where the bounds are. Attention reads
-them into float16, which holds every e4m3 number.
+torch. Keys and values are stored as they are, without a scale: e4m3 has 3 bits of mantissa from 2^-6 to 448 and loses
+one with each halving below, where 2 % of a SmolLM2-135M's keys and values lie. A scale a token and head would bring its
+mean error of a log-probability from 0.072 to 0.060 nat (765 places, references), for 3 to 6 % more bytes to read and
+another layout of pages. Attention reads them into float16, which holds every e4m3 number.
 """
 
 from __future__ import annotations
