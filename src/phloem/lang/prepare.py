@@ -21,9 +21,9 @@ from phloem.lang.limits import ProgramLimits
 from phloem.lang.passes.bounds import Bounds, CountTokens, bounds, least_tokens
 from phloem.lang.passes.context import PassContext
 from phloem.lang.passes.pipeline import ALL_PASSES, rewrite
-from phloem.lang.places import places_of
 from phloem.lang.run import Run, bind
 from phloem.lang.verify import numbered, verify
+from phloem.lang.walk import places_of
 
 S = TypeVar("S")
 
