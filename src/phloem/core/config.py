@@ -11,7 +11,7 @@ Dtype = Literal["auto", "bfloat16", "float32"]
 Quantize = Literal["auto", "none", "int8", "int4"]
 Policy = Literal["fcfs", "lpm", "priority"]
 ToolFormatName = Literal[
-    "auto", "none", "hermes", "llama3", "mistral", "mistral-v11", "deepseek", "deepseek-v3.1"
+    "auto", "none", "hermes", "llama3", "mistral", "mistral-v11", "deepseek", "deepseek-v3.1", "qwen3-coder"
 ]  # fmt: skip
 ReasoningFormatName = Literal["auto", "none", "think", "mistral"]
 
