@@ -133,6 +133,24 @@ def test_every_kind(llm, constraint, pattern):
     assert output.outputs[0].finish_reason == "length" or re.fullmatch(pattern, output.text)
 
 
+def test_a_bias_chooses_among_what_the_constraint_allows(llm):
+    """Red when a bias lets a forbidden token through, or the constraint makes it ineffective."""
+    yes, no, other = (llm._text.tokenizer.encode(text)[0] for text in ("yes", "no", "zebra"))
+    constraint = Constraint("choice", '["yes", "no"]')
+    for wanted, text in ((yes, "yes"), (no, "no")):
+        params = SamplingParams(constraint=constraint, max_tokens=9, seed=1, logit_bias={wanted: 60.0, other: 100.0})
+        assert llm.generate(PROMPT, params, progress=False)[0].text == text
+
+
+def test_a_cached_prefix_changes_nothing(llm):
+    """Red when a constrained answer depends on how much of its prompt was in the cache."""
+    params = SamplingParams(constraint=of_schema(SCHEMAS["person"]), max_tokens=80, seed=3)
+    prompt = "A long prompt, so that whole pages of it are shared. " * 12 + PROMPT
+    first, again = (llm.generate(prompt, params, progress=False)[0] for _ in range(2))
+    assert again.usage.cached_tokens > first.usage.cached_tokens
+    assert again.outputs[0].token_ids == first.outputs[0].token_ids
+
+
 @pytest.mark.parametrize(
     ("params", "field"),
     [
