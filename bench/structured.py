@@ -1,40 +1,47 @@
 """Constrained decoding, measured on the default model and the CPU.
 
-    python -m bench.structured forced     steps and seconds that forced tokens save on a JSON workload; same tokens?
-    python -m bench.structured hostile    inter-token latency of innocent streams while hostile schemas arrive
     python -m bench.structured            both; writes bench/results/<date>-structured.json
+    python -m bench.structured forced     steps and seconds that forced tokens save on a JSON workload; same tokens?
+    python -m bench.structured hostile    gaps between the tokens of innocent streams while hostile schemas arrive
 
 `forced` runs the same requests with forced tokens on and off (the matcher forces nothing), one request at a time and as
-a batch. `hostile` talks to a server over HTTP: streams without a constraint run in a closed loop while, every second, a
-schema arrives that was never seen before and takes longer to compile than the sandbox allows; quiet and hostile phases
-alternate.
+a batch. `hostile` talks to a server over HTTP: streams without a constraint run in a closed loop, in phases in turn
+without and with an adversary, whose schemas, one a second, were never seen before and take longer to compile than the
+sandbox allows. In all phases an honest new schema arrives every second, too. A phase is a repetition.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
+import itertools
 import json
 import re
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 from unittest import mock
 
 import httpx
 import numpy as np
 
 from bench import machine, rows
+from bench.rows import Series
 from phloem import LLM, Constraint, SamplingParams
 from phloem.runtime.grammar.compile import version
 from phloem.runtime.grammar.matcher import Matcher
 
+OURS = "phloem"
+UNFORCED, GOAL, QUIET = "phloem, forced tokens off", "goal: at least", "phloem, no adversary"
+LEAST_SAVED = 0.3
 URL = re.compile(r"http://[\d.]+:\d+")
-PHASE_S, NUM_PHASES, NUM_STREAMS = 8.0, 4, 4
+PHASE_S, NUM_PHASES, NUM_STREAMS = 4.0, 3, 4
+REST_S = 2.0
+"""After a phase: trials that are under way end."""
 MAX_TOKENS = 160
 PERSON = {
     "type": "object",
@@ -53,32 +60,43 @@ PEOPLE = ("Marie Curie", "Claude Monet", "Jane Austen", "Clara Schumann", "Roald
 PROMPT = "{name} is well known. Describe {name} as a JSON object with a name, a year of birth and an occupation.\n"
 
 
-def forced(llm: LLM) -> dict[str, Any]:
-    """Steps and seconds of the JSON workload with and without forced tokens."""
+class ForcedRun(NamedTuple):
+    """One run over the JSON workload."""
+
+    tokens: list[tuple[int, ...]]
+    num_steps: int
+    seconds: float
+
+
+def forced(llm: LLM) -> tuple[list[Series], list[Series]]:
+    """Steps and seconds of the JSON workload with and without forced tokens: (ours, what they are compared with)."""
     constraint = Constraint("json_schema", json.dumps(PERSON))
     llm.generate("warm", SamplingParams(constraint=constraint, max_tokens=4), progress=False)
-    found: dict[str, Any] = {}
-    for temperature in (0.0, 0.8):
-        on = [_forced_run(llm, constraint, temperature, is_batch=is_batch) for is_batch in (False, True)]
-        with mock.patch.object(Matcher, "force", return_value=[]):
-            off = [_forced_run(llm, constraint, temperature, is_batch=is_batch) for is_batch in (False, True)]
-        for kind, with_it, without in zip(("one at a time", "batch"), on, off):
-            assert with_it["tokens"] == without["tokens"], "forced tokens changed the text"
-            found[f"{kind}, temperature {temperature}"] = {
-                "tokens": sum(map(len, with_it["tokens"])),
-                "cut": with_it["cut"],
-                "steps": with_it["steps"],
-                "steps_unforced": without["steps"],
-                "steps_saved": round(1 - with_it["steps"] / without["steps"], 3),
-                "seconds": round(with_it["seconds"], 3),
-                "seconds_unforced": round(without["seconds"], 3),
-                "speedup": round(without["seconds"] / with_it["seconds"], 3),
-                "identical_tokens": True,
-            }
-    return found
+    ours, others = list[Series](), list[Series]()
+    for temperature, is_batch in itertools.product((0.0, 0.8), (False, True)):
+        on, off = list[ForcedRun](), list[ForcedRun]()
+        for _ in range(2):
+            on.append(_forced_run(llm, constraint, temperature, is_batch=is_batch))
+            with mock.patch.object(Matcher, "force", return_value=[]):
+                off.append(_forced_run(llm, constraint, temperature, is_batch=is_batch))
+            assert on[-1].tokens == off[-1].tokens, "forced tokens changed the text"
+        workload = f"json, {'batch' if is_batch else 'one at a time'}, temperature {temperature}"
+        for runs, engine, found in ((on, OURS, ours), (off, UNFORCED, others)):
+            found.append(_series(workload, "steps", "steps", engine, [run.num_steps for run in runs]))
+            found.append(_series(workload, "time", "s", engine, [run.seconds for run in runs]))
+        saved = [1 - with_it.num_steps / without.num_steps for with_it, without in zip(on, off)]
+        ours.append(_series(workload, "steps_saved", "share", OURS, saved))
+        others.append(_series(workload, "steps_saved", "share", GOAL, [LEAST_SAVED]))
+    return ours, others
 
 
-def _forced_run(llm: LLM, constraint: Constraint, temperature: float, *, is_batch: bool) -> dict[str, Any]:
+def _series(workload: str, metric: str, unit: str, engine: str, values: Sequence[float]) -> Series:
+    return Series(
+        workload=workload, metric=metric, unit=unit, engine=engine, values=tuple(round(each, 4) for each in values)
+    )
+
+
+def _forced_run(llm: LLM, constraint: Constraint, temperature: float, *, is_batch: bool) -> ForcedRun:
     prompts = [PROMPT.format(name=name) for name in PEOPLE]
     params = [
         SamplingParams(constraint=constraint, temperature=temperature, seed=index, max_tokens=MAX_TOKENS)
@@ -91,12 +109,7 @@ def _forced_run(llm: LLM, constraint: Constraint, temperature: float, *, is_batc
     else:
         outputs = [llm.generate(prompt, each, progress=False)[0] for prompt, each in zip(prompts, params)]
     seconds = time.perf_counter() - began_s
-    return {
-        "tokens": [output.outputs[0].token_ids for output in outputs],
-        "cut": sum(output.outputs[0].finish_reason == "length" for output in outputs),
-        "steps": _num_steps(llm) - before,
-        "seconds": seconds,
-    }
+    return ForcedRun([output.outputs[0].token_ids for output in outputs], _num_steps(llm) - before, seconds)
 
 
 def _num_steps(llm: LLM) -> int:
@@ -156,48 +169,83 @@ class Streams:
                             break
 
 
-def hostile() -> dict[str, Any]:
-    """Gaps of innocent streams in quiet and hostile phases, in turn; what the hostile requests were answered."""
-    gaps: dict[str, list[float]] = {"quiet": [], "hostile": []}
-    answers: list[tuple[int, float]] = []
-    bodies = [slow_body(number) for number in range(round(NUM_PHASES * PHASE_S) + NUM_PHASES)]
-    with _server() as url, httpx.Client(timeout=60) as client:
-        client.post(f"{url}/v1/completions", json={"prompt": "a", "regex": "warm", "max_tokens": 4}).raise_for_status()
+class Adversary:
+    """Sends a slow schema every second, if it is one (`is_hostile`), and an honest new one; keeps how they were
+    answered: (status, seconds)."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client = httpx.Client(timeout=60)  # made once: making one takes 30 ms of the streams' interpreter
+        self._numbers = itertools.count()
+        self._threads: list[threading.Thread] = []
+        self._bodies = [slow_body(number) for number in range(round(NUM_PHASES * PHASE_S) + NUM_PHASES)]
+        self.slow: list[tuple[int, float]] = []
+        self.honest: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
+
+    def send(self, *, is_hostile: bool) -> None:
+        """One of each."""
+        if is_hostile:
+            self._start(self._bodies.pop(), self.slow)
+        schema = {"enum": [f"the honest value {next(self._numbers)}"]}
+        body = json.dumps({"prompt": "a", "max_tokens": 1, "guided_json": schema}).encode()
+        self._start(body, self.honest[is_hostile])
+
+    def join(self) -> None:
+        """Wait for all answers."""
+        for thread in self._threads:
+            thread.join()
+
+    def _start(self, body: bytes, answers: list[tuple[int, float]]) -> None:
+        self._threads.append(threading.Thread(target=self._ask, args=(body, answers)))
+        self._threads[-1].start()
+
+    def _ask(self, body: bytes, answers: list[tuple[int, float]]) -> None:
+        began_s = time.perf_counter()
+        answer = self._client.post(
+            f"{self._url}/v1/completions", content=body, headers={"content-type": "application/json"}
+        )
+        answers.append((answer.status_code, time.perf_counter() - began_s))
+
+
+def hostile() -> tuple[list[Series], list[Series]]:
+    """Gaps of innocent streams in phases with and without an adversary, in turn: (with, without)."""
+    gaps: dict[bool, list[list[float]]] = {False: [], True: []}
+    with _server() as url:
+        adversary = Adversary(url)
+        httpx.post(f"{url}/v1/completions", json={"prompt": "a", "regex": "warm", "max_tokens": 4}).raise_for_status()
         for phase in range(2 * NUM_PHASES):
-            kind = "hostile" if phase % 2 else "quiet"
+            is_hostile = phase % 2 == 1
             with Streams(url) as streams:
                 time.sleep(1.0)
-                first = len(streams.gaps_ms)
-                ends_s = time.perf_counter() + PHASE_S
+                first, ends_s = len(streams.gaps_ms), time.perf_counter() + PHASE_S
                 while time.perf_counter() < ends_s:
-                    if kind == "hostile":
-                        threading.Thread(target=_attack, args=(url, bodies.pop(), answers)).start()
+                    adversary.send(is_hostile=is_hostile)
                     time.sleep(1.0)
-                gaps[kind] += streams.gaps_ms[first:]
-            time.sleep(5.0)  # trials that are still under way end
-    found = {kind: _percentiles(values) for kind, values in gaps.items()}
-    return {
-        **found,
-        "ratio_p50": round(found["hostile"]["p50_ms"] / found["quiet"]["p50_ms"], 3),
-        "ratio_p99": round(found["hostile"]["p99_ms"] / found["quiet"]["p99_ms"], 3),
-        "hostile_requests": len(answers),
-        "hostile_statuses": {str(status): sum(each == status for each, _ in answers) for status, _ in answers},
-        "hostile_answer_s_max": round(max(seconds for _, seconds in answers), 2),
-    }
-
-
-def _attack(url: str, body: bytes, answers: list[tuple[int, float]]) -> None:
-    began_s = time.perf_counter()
-    answer = httpx.post(f"{url}/v1/completions", content=body, headers={"content-type": "application/json"}, timeout=60)
-    answers.append((answer.status_code, time.perf_counter() - began_s))
-
-
-def _percentiles(values: Sequence[float]) -> dict[str, float]:
-    return {
-        "gaps": len(values),
-        **{f"p{percent}_ms": round(float(np.percentile(values, percent)), 2) for percent in (50, 90, 99)},
-        "max_ms": round(max(values), 2),
-    }
+                gaps[is_hostile].append(streams.gaps_ms[first:])
+            time.sleep(REST_S)
+        adversary.join()
+    workload = f"{NUM_STREAMS} streams beside a slow new schema a second"
+    found: dict[bool, list[Series]] = {}
+    for is_hostile, engine in ((True, OURS), (False, QUIET)):
+        phases, honest = gaps[is_hostile], adversary.honest[is_hostile]
+        assert all(status == 200 for status, _ in honest), honest
+        found[is_hostile] = [
+            *(
+                _series(
+                    workload, f"gap_p{percent}", "ms", engine, [float(np.percentile(each, percent)) for each in phases]
+                )
+                for percent in (50, 90, 99)
+            ),
+            _series(workload, "gap_max", "ms", engine, [max(each) for each in phases]),
+            _series(workload, "honest_new_schema", "s", engine, [seconds for _, seconds in honest]),
+        ]
+    statuses = Counter(status for status, _ in adversary.slow)
+    assert set(statuses) <= {400, 503}, statuses
+    for status, count in sorted(statuses.items()):
+        found[True].append(_series(workload, f"slow_answered_{status}", "requests", OURS, [count]))
+        seconds = [each for other, each in adversary.slow if other == status]
+        found[True].append(_series(workload, f"slow_answered_{status}_after_max", "s", OURS, [max(seconds)]))
+    return found[True], found[False]
 
 
 @contextlib.contextmanager
@@ -219,24 +267,25 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.structured", description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", default=["forced", "hostile"], help="forced, hostile")
     options = parser.parse_args(arguments)
-    found: dict[str, Any] = {}
+    ours, others = list[Series](), list[Series]()
     if "forced" in options.parts:
         with LLM() as llm:
-            found["forced"] = forced(llm)
+            found = forced(llm)
+        ours, others = ours + found[0], others + found[1]
     if "hostile" in options.parts:
-        found["hostile"] = hostile()
-    print(json.dumps(found, indent=1))
-    if len(found) == 2:
-        context = {
-            "machine": machine.measure(2).describe(),
-            "command": "python -m bench.structured",
-            "versions": {"llguidance": version()},
-            "date": rows.now(),
-            "commit": rows.current_commit(),
-        }
-        path = rows.RESULTS / f"{datetime.date.today()}-structured.json"
-        path.write_text(json.dumps({**found, **context}, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {path.relative_to(rows.ROOT)}")
+        found = hostile()
+        ours, others = ours + found[0], others + found[1]
+    print(rows.table([*ours, *others], ours=OURS, floors={}))
+    if {"forced", "hostile"} <= set(options.parts):
+        context = rows.Context(
+            machine=machine.measure(2).describe(),
+            command="python -m bench.structured",
+            versions={"llguidance": version()},
+            date=rows.now(),
+            commit=rows.current_commit(),
+        )
+        lines = rows.make_rows(ours, others, floors={}, context=context)
+        print(f"wrote {rows.write(lines, [*ours, *others], workload='structured').relative_to(rows.ROOT)}")
     return 0
 
 

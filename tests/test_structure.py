@@ -29,7 +29,7 @@ OPTIONS = (
     "chat_template tool_format reasoning_format max_model_len seed "
     "device threads memory_gb page_size "
     "policy max_running max_step_tokens max_queue overlap prefix_cache "
-    "host port api_key max_body_mb drain_timeout_s log_level record"
+    "host port api_key max_body_mb program_functions drain_timeout_s log_level record"
 )
 
 

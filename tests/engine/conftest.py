@@ -8,7 +8,7 @@ import pytest
 
 from phloem.core.clock import ManualClock
 from phloem.core.request import SamplingParams
-from phloem.core.wire import Abort, Failed, Finished, Shutdown, Stats, Stop, Submit, Tokens
+from phloem.core.wire import Abort, Failed, Finished, Lease, Release, Shutdown, Stats, Stop, Submit, Tokens
 from phloem.runtime.loop import Loop
 from phloem.runtime.mailbox import Mailbox
 from phloem.runtime.null import NullWorker, hash_chooser
@@ -78,10 +78,14 @@ class Engine:
         self.stats: list[Stats] = []
         self.events = []
 
-    def submit(self, name, prompt, *, priority=0, namespace="", **sampling):
-        """Send a request. It is taken in at the next turn."""
+    def submit(self, name, prompt, *, priority=0, namespace="", leases=(), **sampling):
+        """Send a request; `leases` are names, or names with a number of tokens. It is taken in at the next turn."""
         self.seen.setdefault(name, Seen())
-        self.inbox.send([Submit(name, tuple(prompt), SamplingParams(**sampling), priority, namespace)])
+        named = tuple(Lease(each) if isinstance(each, str) else Lease(*each) for each in leases)
+        self.inbox.send([Submit(name, tuple(prompt), SamplingParams(**sampling), priority, namespace, named)])
+
+    def release(self, *leases):
+        self.inbox.send([Release(leases)])
 
     def abort(self, name):
         self.inbox.send([Abort(name)])
@@ -103,15 +107,20 @@ class Engine:
         return is_busy
 
     def run(self, *, max_turns=20_000):
-        """Until idle: then nothing is leased, and every request has its terminal event."""
+        """Until idle: then nothing but prefixes is leased, and every request has its terminal event."""
         for _ in range(max_turns):
             if not self.turn():
                 break
         else:
             raise AssertionError(f"still busy after {max_turns} turns")
-        assert self.scheduler._ledger.stats().num_leased == 0
+        assert self.scheduler._ledger.stats().num_leased == self.num_leased_pages
         assert all(seen.terminal is not None for seen in self.seen.values())
         return self
+
+    @property
+    def num_leased_pages(self):
+        """Pages of prefixes that were leased by name."""
+        return self.scheduler._residents.leases.num_pages
 
     def tokens(self, name, choice=0):
         return self.seen[name].tokens.get(choice, [])

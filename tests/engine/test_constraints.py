@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -128,7 +129,30 @@ def test_many_with_and_without_constraints(start, depth, settings):
     for choice in range(2):
         json.loads(text_of(engine.tokens("both", choice)[:-1]))
     if settings.get("num_pages", 64) < 64:
-        assert engine.scheduler._num_preemptions > 0, "the pool is too large for what this test is about"
+        assert engine.scheduler.stats(0.0).num_preemptions > 0, "the pool is too large for what this test is about"
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("settings", [{}, {"num_pages": 28}, {"max_step_tokens": 6}])
+def test_late_masks_change_steps_not_tokens(start, depth, settings):
+    """Red when a row whose mask was late loses or repeats a token, a prompt log-probability, or a page of its context;
+    or when a row without a constraint is changed by it."""
+    lone = {seed: alone(start, seed=seed, max_tokens=90) for seed in range(3)}
+    engine, asked = start(depth=depth, **settings), itertools.count()
+    engine.null._is_late = lambda row: next(asked) % 3 != 2
+    for seed in range(3):
+        engine.submit(f"it-{seed}", PROMPT, constraint=SCHEMA, seed=seed, max_tokens=90, prompt_logprobs=0)
+    engine.submit("two", PROMPT, constraint=SCHEMA, seed=1, n=2, max_tokens=90)
+    engine.submit("plain", range(20, 33), seed=1, max_tokens=30)
+    engine.run(max_turns=9_000)
+    for seed in range(3):
+        assert engine.tokens(f"it-{seed}") == lone[seed]
+        assert engine.seen[f"it-{seed}"].prompt_logprobs == list(PROMPT)[1:]
+    assert next(asked) > 100, "hardly a mask was late"
+    quiet = start(depth=depth, **settings)
+    quiet.submit("plain", range(20, 33), seed=1, max_tokens=30)
+    quiet.run()
+    assert engine.tokens("plain") == quiet.tokens("plain")
 
 
 @pytest.mark.parametrize("depth", [0, 1])
@@ -143,6 +167,21 @@ def test_plain_rows_still_overlap(start, depth):
     assert in_both > 5
     assert plain_alone > (5 if depth else 0)
     assert len(engine.tokens("plain")) == 60
+
+
+def test_aborts_while_a_mask_is_late(start):
+    """Red when a row that waits for its mask keeps a page or a row once its request has gone, or stands in the way of
+    others."""
+    for turns in range(1, 8):
+        engine = start(depth=1)
+        engine.null._is_late = lambda row: True
+        engine.submit("it", PROMPT, constraint=SCHEMA, seed=1, n=2, max_tokens=60)
+        engine.submit("plain", range(20, 33), seed=1, max_tokens=12)
+        engine.turn(turns)
+        engine.abort("it")
+        engine.run(max_turns=300)
+        assert engine.tokens("it") == []
+        assert len(engine.tokens("plain")) == 12
 
 
 def test_aborts_in_every_state(start):

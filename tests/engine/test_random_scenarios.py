@@ -31,6 +31,7 @@ SUBMITS = st.fixed_dictionaries(
         "stop_token_ids": st.sampled_from([(), (4, 5, 6)]),
         "ignore_eos": st.booleans(),
         "min_tokens": st.sampled_from([0, 0, 3]),
+        "leases": st.lists(st.sampled_from(["a", "b", ("a", 5), ("c", 2)]), max_size=3),
     }
 )
 ACTIONS = st.lists(
@@ -38,6 +39,7 @@ ACTIONS = st.lists(
         st.tuples(st.just("submit"), SUBMITS),
         st.tuples(st.just("turn"), st.integers(1, 6)),
         st.tuples(st.just("abort"), st.integers(0, 9)),
+        st.tuples(st.just("release"), st.sampled_from(["a", "b", "c"])),
         st.tuples(st.just("stop"), st.tuples(st.integers(0, 9), st.integers(0, 2))),
     ),
     min_size=3,
@@ -63,10 +65,15 @@ def test_any_scenario(make_engine, values, actions):
             case "abort":
                 interrupted.add(f"r{value}")
                 engine.abort(f"r{value}")
+            case "release":
+                engine.release(value)
             case "stop":
                 interrupted.add(f"r{value[0]}")
                 engine.stop(f"r{value[0]}", value[1])
     engine.run()
+    engine.release("a", "b", "c")
+    engine.turn()
+    assert engine.num_leased_pages == engine.scheduler._ledger.stats().num_leased == 0
     if not values["prefix_cache"]:
         stats = engine.scheduler.stats(0.0)
         assert stats.pages_free == stats.pages_total

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from phloem.core.errors import InvalidRequest
-from phloem.lang.engine import Listener, Said, Score, Usage
+from phloem.lang.engine import Listener, Need, Said, Score, Usage
 from phloem.lang.events import Event, ProgramResult
 from phloem.lang.ir import Gen, Method, Role
 from phloem.lang.prepare import RunOptions, prepare
@@ -29,7 +29,9 @@ class FakeEngine:
         self.prompts: list[str] = []
         self.scored: list[str] = []
         self.warmed: list[str] = []
-        self.num_open = self.most_open = self.num_cancelled = 0
+        self.leases: set[str] = set()
+        self.needs: list[tuple[Need, ...]] = []
+        self.num_open = self.most_open = self.num_cancelled = self.num_leases = 0
         self._step_s, self._says = step_s, says
 
     def start(self) -> str:
@@ -53,8 +55,20 @@ class FakeEngine:
     def add_suffixes(self, state: str, *, base: str, branches: Sequence[str]) -> str:
         return state + "".join(branch[len(base) :] for branch in branches)
 
-    async def generate(self, state: str, gen: Gen, *, seed: int, place: str, listen: Listener) -> tuple[str, Said]:
+    def lease(self) -> str:
+        self.num_leases += 1
+        self.leases.add(name := f"lease {self.num_leases}")
+        return name
+
+    def release(self, leases: Sequence[str]) -> None:
+        self.leases -= set(leases)
+
+    async def generate(
+        self, state: str, gen: Gen, *, seed: int, place: str, listen: Listener, needs: Sequence[Need] = ()
+    ) -> tuple[str, Said]:
+        assert {need.lease for need in needs} <= self.leases, "a branch that is over needs nothing"
         self.prompts.append(state)
+        self.needs.append(tuple(needs))
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
         try:
@@ -80,7 +94,7 @@ class FakeEngine:
         return f"w{number_of(state, seed if gen.temperature else 0) % 1000}"[: gen.max_tokens]
 
     async def score(
-        self, state: str, choices: Sequence[str], *, method: Method, place: str
+        self, state: str, choices: Sequence[str], *, method: Method, place: str, needs: Sequence[Need] = ()
     ) -> tuple[Sequence[Score], Usage]:
         self.scored += [state + choice for choice in choices]
         scores = [
@@ -95,7 +109,7 @@ class FakeEngine:
         if gen.regex == "(refused":
             raise InvalidRequest(f"{place}: refused", field=place)
 
-    async def warm(self, state: str) -> Usage:
+    async def warm(self, state: str, *, lease: str) -> Usage:
         self.warmed.append(state)
         return Usage(requests=1)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from phloem import ProgramError
@@ -323,26 +323,47 @@ def _blocks(depth: int) -> st.SearchStrategy[list[dict[str, Any]]]:
         return st.lists(leaf, max_size=3)
     inner = _blocks(depth - 1)
 
-    def forked(node: dict[str, Any], append: bool, between: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [node, *between, {"op": "join", "fork": node["name"], "append": append}]
+    def forked(node: dict[str, Any], append: bool, between: list[dict[str, Any]], read: str) -> list[dict[str, Any]]:
+        return [node, *between, {"op": "join", "fork": node["name"], "append": append}, *_reading(node["name"], read)]
 
-    names = st.integers(0, 10**9).map(lambda number: f"f{number}")
+    names = st.sampled_from(["f", "g", "h"])
+    sets_v = {"op": "set", "name": "v", "value": {"op": "format", "parts": [{"op": "var", "name": "x"}]}}
+    inside = inner.map(lambda body: [sets_v, *body])
     fork = st.builds(
-        lambda n, b: {"op": "fork", "name": n, "branches": b}, names, st.lists(inner, min_size=1, max_size=3)
+        lambda n, b: {"op": "fork", "name": n, "branches": b}, names, st.lists(inside, min_size=1, max_size=3)
     )
-    map_ = st.builds(
-        lambda n, b: {"op": "map", "name": n, "items": {"op": "const", "value": ["1", "2"]}, "item": "x", "body": b},
-        names,
-        inner,
+    items = st.one_of(
+        st.just({"op": "const", "value": ["1", "2"]}),
+        st.builds(lambda v: {"op": "list", "items": [v, {"op": "var", "name": "x"}]}, value),
     )
-    branches = st.builds(forked, st.one_of(fork, map_), st.booleans(), st.lists(leaf, max_size=1))
+    map_ = st.builds(lambda n, i, b: {"op": "map", "name": n, "items": i, "item": "x", "body": b}, names, items, inside)
+    reads = st.sampled_from(["nothing", "field", "record", "call"])
+    branches = st.builds(forked, st.one_of(fork, map_), st.booleans(), st.lists(leaf, max_size=1), reads)
     branch = st.builds(lambda c, t, e: [{"op": "if", "condition": c, "then": t, "orelse": e}], truth, inner, inner)
     loop = st.builds(lambda c, b: [{"op": "while", "condition": c, "max_iterations": 2, "body": b}], truth, inner)
     pieces = st.lists(st.one_of(leaf.map(lambda node: [node]), branches, branch, loop), max_size=4)
     return pieces.map(lambda lists: [node for nodes in lists for node in nodes])
 
 
-@settings(max_examples=150, deadline=None)
+def _reading(fork: str, how: str) -> list[dict[str, Any]]:
+    """What comes after a join: nothing of its records is read, one field, a whole record, or all by a function."""
+    records = {"op": "var", "name": fork}
+    first = {"op": "item", "of": records, "key": {"op": "const", "value": 0}}
+    match how:
+        case "field":
+            return [
+                {"op": "set", "name": "w", "value": {"op": "item", "of": first, "key": {"op": "const", "value": "v"}}}
+            ]
+        case "record":
+            return [{"op": "text", "value": {"op": "format", "parts": [first]}}]
+        case "call":
+            field = {"op": "call", "name": "w", "function": "field", "args": [records, {"op": "const", "value": "v"}]}
+            return [field, {"op": "call", "name": "w", "function": "majority", "args": [{"op": "var", "name": "w"}]}]
+        case _:
+            return []
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(body=_blocks(2), outputs=st.one_of(st.none(), st.just(["v"]), st.just(["v", "w"])))
 def test_random_programs_give_the_same_results(
     new_engine: Any, body: list[dict[str, Any]], outputs: list[str] | None

@@ -94,6 +94,40 @@ def test_values_are_typed(author: Author, run: Runner, engine: Any) -> None:
     assert isinstance(result["b"], bool)
 
 
+TYPED = """
+import msgspec
+
+class Note(msgspec.Struct):
+    stars: int
+
+class Other(msgspec.Struct):
+    stars: int
+
+@program
+def p(s):
+    s += "a" + gen("own", type=Note) + gen("gone", type=Note)
+    s["gone"] = s["gone"]["stars"]
+    with s.Map([1, 2], name="notes") as m:
+        m += gen("note", type=Note)
+    pair = s.fork(2, name="pair")
+    pair[0] += gen("x", type=Note)
+    pair[1] += gen("x", type=Other)
+    inner = pair[1].fork(1, name="inner")
+    inner[0] += gen("deep", type=Note)
+    s.join(pair)
+"""
+
+
+def test_structs_come_back_as_structs_wherever_they_are(author: Author, run: Runner, engine: Any) -> None:
+    """Red when a struct in a branch's record is a plain record, has a sibling's type, or keeps the type of what its
+    variable held before."""
+    engine._says = '{"stars": 3}'
+    result, _ = run(author(TYPED))
+    assert [type(record["note"]).__name__ for record in result["notes"]] == ["Note", "Note"]
+    assert [type(record["x"]).__name__ for record in result["pair"]] == ["Note", "Other"]
+    assert result["pair"][1]["inner"][0]["deep"].stars == result["own"].stars == result["gone"] == 3
+
+
 def test_text_that_is_not_of_its_type_is_the_models_failure(author: Author, run: Runner, engine: Any) -> None:
     """Red when unparsable text is a traceback, or the author's fault."""
     engine._says = "{"
@@ -270,10 +304,60 @@ def test_a_batch_warms_what_its_programs_begin_with(author: Author, engine: Any)
         "    s += assistant(gen('g'))\n"
     )
     prepared = prepare(made, RunOptions())
-    asyncio.run(prepared.warm(engine, [{"x": "a"}, {"x": "b"}]))
+    asyncio.run(prepared.warm(engine, [{"x": "a"}, {"x": "b"}], lease="all"))
     assert engine.warmed == ["<user>the same words. </><user>and "]
-    asyncio.run(prepared.warm(engine, [{"x": "a"}, {"x": "a"}]))
+    asyncio.run(prepared.warm(engine, [{"x": "a"}, {"x": "a"}], lease="all"))
     assert engine.warmed[1] == "<user>the same words. </><user>and a</><assistant>"
     short = prepare(author("@program\ndef p(s, x):\n    s += 'a'\n    s += x + gen('g')\n"), RunOptions())
-    asyncio.run(short.warm(engine, [{"x": "a"}, {"x": "b"}]))
+    asyncio.run(short.warm(engine, [{"x": "a"}, {"x": "b"}], lease="all"))
     assert len(engine.warmed) == 2, "less than a page is not worth a request"
+
+
+NESTED = """
+@program
+def p(s):
+    s += "head "
+    outer = s.fork(2, name="outer")
+    for b in outer:
+        b += "same " + gen("first")
+        inner = b.fork(2, name="inner")
+        for i, c in enumerate(inner):
+            c += f"{i}" + gen("second")
+        b.join(inner)
+        b += gen("third")
+    s.join(outer)
+    s += gen("last") + select("pick", ["a", "b"])
+"""
+
+
+@pytest.mark.parametrize("passes", [(), ("factor", "parallel")])
+def test_branches_lease_what_they_come_back_for(author: Author, run: Runner, engine: Any, passes: Any) -> None:
+    """Red when a generation does not lease what those it was forked from go on from, or a lease outlives its branch."""
+    run(author(NESTED), passes=passes)
+    assert engine.leases == set(), "everything is released"
+    by_prompt = dict(zip(engine.prompts, engine.needs))
+    first = next(needs for prompt, needs in by_prompt.items() if prompt == "head same ")
+    assert [need.num_tokens for need in first if need.num_tokens] == [
+        len("head "),
+        len("head same " if passes else "head "),
+    ]
+    assert first[-1].num_tokens is None, "its own state, as far as it gets"
+    deepest = next(needs for prompt, needs in by_prompt.items() if prompt.endswith("0"))
+    assert deepest[:2] == first[:2], "what the outermost state needs"
+    assert deepest[2].lease == first[2].lease, "what the branch between needs, up to the fork"
+    last = by_prompt["head "]
+    assert [need.lease for need in last] == [first[0].lease]
+
+
+def test_every_end_releases_the_leases(author: Author, run: Runner, engine: Any) -> None:
+    """Red when a run that fails, or is too slow, keeps a lease."""
+    engine._step_s = 0.01
+    for limits in (
+        ProgramLimits(wall_time_s=0.015),
+        ProgramLimits(max_requests=3),
+        ProgramLimits(max_total_tokens=200),
+    ):
+        with pytest.raises(LimitExceeded):
+            run(author(NESTED), limits=limits)
+        assert engine.num_leases > 0
+        assert engine.leases == set()

@@ -12,7 +12,7 @@ Quantize = Literal["auto", "none", "int8", "int4", "fp8"]
 KvCacheDtype = Literal["auto", "fp8"]
 Policy = Literal["fcfs", "lpm", "priority"]
 ToolFormatName = Literal[
-    "auto", "none", "hermes", "llama3", "mistral", "mistral-v11", "deepseek", "deepseek-v3.1"
+    "auto", "none", "hermes", "llama3", "mistral", "mistral-v11", "deepseek", "deepseek-v3.1", "qwen3-coder"
 ]  # fmt: skip
 ReasoningFormatName = Literal["auto", "none", "think", "mistral"]
 
@@ -87,6 +87,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
     api_key: Annotated[str | None, Meta(description="bearer key that clients must send; default: none")] = None
     max_body_mb: Annotated[float, Meta(gt=0, le=10_000, description="largest HTTP body in MB")] = 8.0
+    program_functions: Annotated[
+        str | None,
+        Meta(description="FILE.py:NAME or MODULE:NAME of a mapping of functions that programs may call; default: none"),
+    ] = None
     drain_timeout_s: Annotated[
         float, Meta(ge=0, le=86_400, description="seconds that running requests get at shutdown")
     ] = 10.0

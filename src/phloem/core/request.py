@@ -13,8 +13,8 @@ class Constraint(msgspec.Struct, frozen=True, array_like=True):
     """What the generated text has to match, from its first token to its end token.
 
     `text` by `kind`: json_schema: the schema as JSON; json_object: empty; regex: a regular expression (Rust's syntax);
-    choice: a JSON list of strings; grammar: a Lark grammar; structural: a Lark grammar written by a format's spec,
-    which may name the tokenizer's special tokens.
+    choice: a JSON list of strings; grammar: a Lark grammar or EBNF; structural: a Lark grammar written by a format's
+    spec, which may name the tokenizer's special tokens and hold a `grammar` in a line `rule: %grammar "JSON string"`.
     """
 
     kind: ConstraintKind

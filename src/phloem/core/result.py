@@ -15,6 +15,8 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     for a row that did not ask. `prompt_logprobs` holds (row, entries of the prompt tokens this step computed: the first
     entry belongs to the first token after the chunk's first, continued by the next chunk). `failed` holds (row,
     reason) for rows that produced no token because their own numbers went wrong; the step's other rows are good.
+    `late` are rows that were to sample, but whose constraint's mask was not ready when the logits were: their last
+    token counts as not computed, so the next step computes it again and samples then.
     """
 
     step: int
@@ -24,3 +26,4 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: tuple[tuple[int, tuple[TokenLogprob, ...]], ...] = ()
     failed: tuple[tuple[int, str], ...] = ()
     elapsed_s: float = 0.0
+    late: tuple[int, ...] = ()

@@ -10,15 +10,25 @@ import msgspec
 from phloem.core.request import SamplingParams, TokenLogprob
 
 
+class Lease(msgspec.Struct, frozen=True, array_like=True):
+    """A claim on a prefix that outlives the request which computed it: from its end on, the first `num_tokens` of what
+    it knows by then (None: all) stay leased under `name`, until a `Release`. A lease of one name only ever grows.
+    Leases give way before a running request is preempted, and when one waits though nothing runs."""
+
+    name: str
+    num_tokens: int | None = None
+
+
 class Submit(msgspec.Struct, frozen=True, tag="submit", tag_field="type"):
     """A new request. Higher `priority` goes first under the priority policy. Requests share cached prefixes only
-    within one `namespace`."""
+    within one `namespace`. A request that fails or is aborted leaves no lease behind."""
 
     request_id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams
     priority: int = 0
     namespace: str = ""
+    leases: tuple[Lease, ...] = ()
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop", tag_field="type"):
@@ -34,13 +44,19 @@ class Abort(msgspec.Struct, frozen=True, tag="abort", tag_field="type"):
     request_id: str
 
 
+class Release(msgspec.Struct, frozen=True, tag="release", tag_field="type"):
+    """Nobody needs these leases any more. Names that there are not (any more) are passed over."""
+
+    leases: tuple[str, ...]
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown", tag_field="type"):
     """Finish what runs, refuse what waits if `drain` is false, then exit."""
 
     drain: bool = True
 
 
-Command = Submit | Stop | Abort | Shutdown
+Command = Submit | Stop | Abort | Release | Shutdown
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens", tag_field="type"):

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from phloem.core.errors import InvalidRequest, RequestFailed
-from phloem.lang.engine import Listener, Said, Score, Usage
+from phloem.lang.engine import Listener, Need, Said, Score, Usage
 from phloem.lang.errors import ProgramError
 from phloem.lang.ir import Gen, Method, Role
 
@@ -92,10 +92,17 @@ class EndpointEngine:
             state = self.add_text(state, _open_text(branch)[len(_open_text(base)) :])
         return state
 
+    def lease(self) -> str:
+        """Such a server keeps what it likes."""
+        return ""
+
+    def release(self, leases: Sequence[str]) -> None:
+        """Nothing was leased."""
+
     # -- the model
 
     async def generate(
-        self, state: TextState, gen: Gen, *, seed: int, place: str, listen: Listener
+        self, state: TextState, gen: Gen, *, seed: int, place: str, listen: Listener, needs: Sequence[Need] = ()
     ) -> tuple[TextState, Said]:
         """One streamed request."""
         body: dict[str, Any] = {
@@ -126,7 +133,7 @@ class EndpointEngine:
         return self.add_text(state, text), Said(text=text, finish=finish, usage=usage)
 
     async def score(
-        self, state: TextState, choices: Sequence[str], *, method: Method, place: str
+        self, state: TextState, choices: Sequence[str], *, method: Method, place: str, needs: Sequence[Need] = ()
     ) -> tuple[Sequence[Score], Usage]:
         """Completions with `echo` and `logprobs`, a request a choice. Turns have no such thing: refused."""
         if state.messages:
@@ -153,7 +160,7 @@ class EndpointEngine:
         """Whether the endpoint has a word for the constraint."""
         self._constraint(gen, place)
 
-    async def warm(self, state: TextState) -> Usage:
+    async def warm(self, state: TextState, *, lease: str) -> Usage:
         """Nothing: whether it would help is not known here."""
         return Usage()
 

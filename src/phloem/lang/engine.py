@@ -24,12 +24,6 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
 
-class Piece(msgspec.Struct, frozen=True):
-    """New text of a generation."""
-
-    text: str
-
-
 class Said(msgspec.Struct, frozen=True):
     """A generation is over. `finish` is "stop" or "length"."""
 
@@ -45,6 +39,13 @@ class Score(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     unconditional: tuple[float, ...] = ()
+
+
+class Need(msgspec.Struct, frozen=True):
+    """What a branch comes back for: the first `num_tokens` of a state (None: all), under the name of its lease."""
+
+    lease: str
+    num_tokens: int | None = None
 
 
 class Listener(Protocol):
@@ -90,16 +91,24 @@ class Engine(Protocol[S]):
     def add_suffixes(self, state: S, *, base: S, branches: Sequence[S]) -> S:
         """Append what each of `branches` said after `base`."""
 
-    async def generate(self, state: S, gen: Gen, *, seed: int, place: str, listen: Listener) -> tuple[S, Said]:
-        """Let the model go on."""
+    def lease(self) -> str:
+        """A new name for what a branch will come back for."""
+
+    def release(self, leases: Sequence[str]) -> None:
+        """Nobody comes back for these."""
+
+    async def generate(
+        self, state: S, gen: Gen, *, seed: int, place: str, listen: Listener, needs: Sequence[Need] = ()
+    ) -> tuple[S, Said]:
+        """Let the model go on. What was computed of `needs` stays leased."""
 
     async def score(
-        self, state: S, choices: Sequence[str], *, method: Method, place: str
+        self, state: S, choices: Sequence[str], *, method: Method, place: str, needs: Sequence[Need] = ()
     ) -> tuple[Sequence[Score], Usage]:
-        """How likely each choice is after `state`."""
+        """How likely each choice is after `state`. What was computed of `needs` stays leased."""
 
     async def check(self, gen: Gen, *, place: str) -> None:
         """InvalidRequest, naming `place`, for a constraint that the engine cannot follow. Before anything runs."""
 
-    async def warm(self, state: S) -> Usage:
-        """Have the state computed before several that begin with it; may do nothing."""
+    async def warm(self, state: S, *, lease: str) -> Usage:
+        """Have the state computed, and leased, before several that begin with it; may do nothing."""

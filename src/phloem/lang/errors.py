@@ -1,4 +1,4 @@
-"""What can be wrong with a program: three kinds of the caller's fault, and one of the model's."""
+"""What can be wrong with a program: three kinds of the caller's fault, one of the operator's, one of the model's."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ class LimitExceeded(ProgramError):
     """A program wanted more than it may have: nodes, iterations, tokens, branches or time."""
 
     code = "program_limit"
+
+
+class FunctionFailed(RequestFailed):
+    """A function that the operator registered broke off."""
+
+    code = "function_failed"
 
 
 class UnparsableOutput(RequestFailed):

@@ -8,21 +8,31 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from phloem.lang.errors import ProgramError
+from phloem.lang.errors import FunctionFailed, ProgramError
 
 PureFunction = Callable[..., Any]
 Functions = Mapping[str, PureFunction]
-"""Name to a function from JSON values to a JSON value: deterministic, quick, without side effects."""
+"""Name to a function from JSON values to a JSON value: deterministic, without side effects. The built-in ones are also
+quick; others run in a thread, and never before the run."""
 
 
 def call(functions: Functions, name: str, args: Sequence[Any], *, place: str) -> Any:
-    """The function's value. ProgramError, naming `place`, for what it does not take."""
+    """The function's value. ProgramError, naming `place`, for what it does not take; FunctionFailed for any other error
+    of an operator's function."""
     if name not in functions:
         raise ProgramError(f"{place}: no function {name!r}; there are {', '.join(sorted(functions))}", field=place)
     try:
         return functions[name](*args)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         raise ProgramError(f"{place}: {name} cannot take these values: {error}", field=place) from error
+    except Exception as error:
+        message = f"{place}: {name} failed: {type(error).__name__}: {error}"
+        raise FunctionFailed(message, field=place) from error
+
+
+def is_built_in(functions: Functions, name: str) -> bool:
+    """Whether `name` is one of ours, not the operator's."""
+    return functions.get(name) is BUILT_IN.get(name)
 
 
 def majority(values: Sequence[Any]) -> Any:

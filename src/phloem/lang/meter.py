@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from phloem.lang.errors import LimitExceeded
+from phloem.lang.errors import LimitExceeded, ProgramError
 from phloem.lang.limits import ProgramLimits
 
 
@@ -47,7 +47,10 @@ class Meter:
 
     def value(self, value: Any, place: str) -> None:
         """A variable is about to get a value."""
-        size = len(value) if isinstance(value, str) else len(json.dumps(value))
+        try:
+            size = len(value) if isinstance(value, str) else len(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ProgramError(f"{place}: not a value that JSON has: {error}", field=place) from error
         self._expect(size, self.limits.max_value_chars, "characters are in one variable", place)
         self.say(size, place)
 

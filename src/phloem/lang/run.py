@@ -1,7 +1,8 @@
 """The executor: walks a program over an Engine. One asyncio task a branch; cancelling the run frees everything.
 
-A run owns its variables, its meter and its gate; the engine owns the states. Prefixes that are still needed stay in the
-engine's prefix cache: a branch's prompt is published there when it is computed, and evicted last-used first.
+A run owns its variables, its meter, its gate and its leases; the engine owns the states. A branch leases what it said
+from its first request to its end, and with it, until they have requests of their own, what it was forked from: what the
+run comes back for is not evicted in between.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import hashlib
 import random
 from collections import ChainMap
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast
 
 from phloem.core.errors import PhloemError
-from phloem.lang.engine import Engine, Usage
+from phloem.lang.engine import Engine, Need, Usage
 from phloem.lang.errors import LimitExceeded, ProgramError
 from phloem.lang.events import BranchPath, Delta, Event, ProgramResult, Value
 from phloem.lang.expr import AnyExpr, evaluate, text_of
-from phloem.lang.functions import BUILT_IN, Functions, call
+from phloem.lang.functions import BUILT_IN, Functions, call, is_built_in
 from phloem.lang.gate import Gate
 from phloem.lang.ir import (
     AnyNode,
@@ -39,11 +41,10 @@ from phloem.lang.ir import (
 )
 from phloem.lang.limits import ProgramLimits
 from phloem.lang.meter import Meter
-from phloem.lang.places import places_of
 from phloem.lang.scoring import best
 from phloem.lang.values import parsed
 from phloem.lang.verify import check_choices
-from phloem.lang.walk import nodes_in
+from phloem.lang.walk import nodes_in, places_of
 
 S = TypeVar("S")
 
@@ -56,9 +57,18 @@ class Frame(Generic[S]):
     """A state while a block runs on it. `own` are the variables that this branch set itself."""
 
     def __init__(
-        self, state: S, variables: Mapping[str, Any], *, path: tuple[int, ...] = (), branch: BranchPath = ()
+        self,
+        state: S,
+        variables: Mapping[str, Any],
+        *,
+        lease: str,
+        outer: tuple[Need, ...] = (),
+        path: tuple[int, ...] = (),
+        branch: BranchPath = (),
     ) -> None:
         self.state = state
+        self.lease = lease
+        self.outer = outer  # what those that it was forked from need of its state
         # only the first map is written: the others may be shared with other branches
         self.variables = ChainMap[str, Any]({}, cast(dict[str, Any], variables))
         self.own: dict[str, Any] = {}
@@ -70,20 +80,18 @@ class Frame(Generic[S]):
         """A variable gets its value."""
         self.variables[name] = self.own[name] = value
 
-    def children(self, state: S, name: str, site: int, count: int) -> list[Frame[S]]:
-        """Branches: what one sets stays its own, what was set before is there once for all of them."""
-        before = MappingProxyType(dict(self.variables))
-        return [
-            Frame(state, before, path=(*self.path, site, index), branch=(*self.branch, name, index))
-            for index in range(count)
-        ]
+    def child(self, index: int, *, node: Fork | Map, before: Mapping[str, Any], lease: str) -> Frame[S]:
+        """A branch: what it sets stays its own, what was set `before` is there once for all of them."""
+        path, branch = (*self.path, node.site, index), (*self.branch, node.name, index)
+        return Frame(self.state, before, lease=lease, outer=self.outer, path=path, branch=branch)
 
 
 class OpenFork(Generic[S]):
     """Branches between Fork and Join."""
 
-    def __init__(self, base: S, frames: Sequence[Frame[S]], tasks: Sequence[asyncio.Task[None]]) -> None:
+    def __init__(self, base: S, lease: str, frames: Sequence[Frame[S]], tasks: Sequence[asyncio.Task[None]]) -> None:
         self.base = base
+        self.lease = lease
         self.frames = frames
         self.tasks = tasks
 
@@ -111,12 +119,13 @@ class Run(Generic[S]):
         self._places = places_of(program) if places is None else places
         self._gate = Gate(num_places=engine.max_parallel, depth_first=program.order == "depth_first")
         self._group = asyncio.TaskGroup()
+        self._leases: set[str] = set()
         self._usage = Usage()
         self._next_pause = VISITS_BETWEEN_PAUSES
 
     async def execute(self, arguments: Mapping[str, Any]) -> ProgramResult:
         """Run to the end. ProgramError and LimitExceeded name the place; whatever is raised, nothing is left behind."""
-        frame = Frame(self._engine.start(), bind(self._program, arguments))
+        frame = Frame(self._engine.start(), bind(self._program, arguments), lease=self._lease())
         try:
             async with asyncio.timeout(self._meter.limits.wall_time_s):
                 await self._check_constraints()
@@ -127,6 +136,8 @@ class Run(Generic[S]):
             raise LimitExceeded(message, field="program") from error
         except BaseExceptionGroup as group:
             raise _first(group) from group
+        finally:
+            self._release(*self._leases)
         outputs = self._program.outputs
         variables = frame.own if outputs is None else {name: frame.variables[name] for name in outputs}
         text = self._engine.text(frame.state) if outputs is None else None
@@ -168,8 +179,7 @@ class Run(Generic[S]):
             case Join():
                 await self._join(node, frame)
             case Call():
-                args = [self._value(arg, node, frame) for arg in node.args]
-                self._set(node.name, call(self._functions, node.function, args, place=self._place(node)), node, frame)
+                await self._call(node, frame)
             case SetVar():
                 self._set(node.name, self._value(node.value, node, frame), node, frame)
 
@@ -189,7 +199,9 @@ class Run(Generic[S]):
             self._emit(Delta(node.name, text, frame.branch))
 
         async with self._gate.place(frame.path):
-            state, said = await self._engine.generate(frame.state, node, seed=seed, place=place, listen=listen)
+            state, said = await self._engine.generate(
+                frame.state, node, seed=seed, place=place, listen=listen, needs=(*frame.outer, Need(frame.lease))
+            )
         self._meter.refund(max(0, node.max_tokens - said.usage.generated_tokens))
         self._usage += said.usage
         frame.state = state
@@ -201,11 +213,18 @@ class Run(Generic[S]):
         check_choices(choices, limits=self._meter.limits, place=f"{place}.choices")
         self._meter.request(sum(map(len, choices)), place, num_requests=len(choices))
         async with self._gate.place(frame.path):
-            scores, usage = await self._engine.score(frame.state, choices, method=node.method, place=place)
+            needs = (*frame.outer, Need(frame.lease, self._engine.num_tokens(frame.state)))
+            scores, usage = await self._engine.score(frame.state, choices, method=node.method, place=place, needs=needs)
         self._usage += usage
         choice = choices[best(scores, node.method)]
         await self._say(choice, node, frame)
         self._set(node.name, choice, node, frame)
+
+    async def _call(self, node: Call, frame: Frame[S]) -> None:
+        args = [self._value(arg, node, frame) for arg in node.args]
+        work = partial(call, self._functions, node.function, args, place=self._place(node))
+        value = work() if is_built_in(self._functions, node.function) else await asyncio.to_thread(work)
+        self._set(node.name, value, node, frame)
 
     async def _loop(self, node: While, frame: Frame[S]) -> None:
         path = frame.path
@@ -223,28 +242,52 @@ class Run(Generic[S]):
         if not isinstance(items, list):
             raise ProgramError(f"{place}.items: must be a list", field=place)
         self._meter.branch(len(items), place)
-        before_all = Frame(frame.state, frame.variables, path=frame.path, branch=frame.branch)
-        await self._block(node.prefix, before_all)
-        frames = frame.children(before_all.state, node.name, node.site, len(items))
+        base = await self._base(node, frame)
+        before = MappingProxyType(dict(frame.variables))
+        frames = [base.child(i, node=node, before=before, lease=self._lease()) for i in range(len(items))]
         tasks = []
         for index, (item, child) in enumerate(zip(items, frames)):
             if isinstance(node, Map):
                 child.variables[node.item] = item
-            work = self._block(node.body if isinstance(node, Map) else node.branches[index], child)
+            work = self._branch(node.body if isinstance(node, Map) else node.branches[index], child)
             if node.parallel:
                 tasks.append(self._group.create_task(work))
             else:
                 await work
-        frame.forks[node.name] = OpenFork(frame.state, frames, tasks)
+        frame.forks[node.name] = OpenFork(frame.state, base.lease, frames, tasks)
+
+    async def _base(self, node: Fork | Map, frame: Frame[S]) -> Frame[S]:
+        """What all branches of a fork begin with: where the state is now, and what they say before they part."""
+        needs = (*frame.outer, Need(frame.lease, self._engine.num_tokens(frame.state)))
+        base = Frame(frame.state, frame.variables, lease=self._lease(), path=frame.path, branch=frame.branch)
+        await self._block(node.prefix, base)
+        base.outer = (*needs, Need(base.lease, self._engine.num_tokens(base.state)))
+        return base
+
+    async def _branch(self, block: Block, frame: Frame[S]) -> None:
+        await self._block(block, frame)
+        self._release(frame.lease)
 
     async def _join(self, node: Join, frame: Frame[S]) -> None:
         fork = frame.forks.pop(node.fork)
         for task in fork.tasks:
             await task
-        self._set(node.fork, [dict(child.own) for child in fork.frames], node, frame)
+        self._release(fork.lease)
+        # by name: a record may be said, and passes may change the order in which variables are set
+        records = [dict(sorted(child.own.items())) for child in fork.frames]
+        self._set(node.fork, records, node, frame)
         if node.append:
             states = [child.state for child in fork.frames]
             frame.state = self._engine.add_suffixes(frame.state, base=fork.base, branches=states)
+
+    def _lease(self) -> str:
+        lease = self._engine.lease()
+        self._leases.add(lease)
+        return lease
+
+    def _release(self, *leases: str) -> None:
+        self._engine.release(leases)
+        self._leases.difference_update(leases)
 
     def _set(self, name: str, value: Any, node: AnyNode, frame: Frame[S]) -> None:
         self._meter.value(value, self._place(node))

@@ -24,6 +24,10 @@ class ConstraintTrials:
         self._tokenizer = tokenizer
         self._sandbox = Sandbox(self._vocabulary)
 
+    def start(self) -> None:
+        """Get ready, so that the first constraint does not wait."""
+        self._sandbox.start()
+
     async def check(self, constraint: Constraint, *, field: str) -> None:
         """Wait for the verdict in an event loop."""
         future = asyncio.wrap_future(self._sandbox.check(constraint))

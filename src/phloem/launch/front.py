@@ -10,6 +10,7 @@ import uvicorn
 
 from phloem.core.clock import MonotonicClock
 from phloem.core.config import Config
+from phloem.lang.functions import Functions
 from phloem.launch.constraints import ConstraintTrials
 from phloem.launch.models import ModelLocation
 from phloem.launch.order import Order
@@ -47,7 +48,7 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def build_front(*, config: Config, order: Order, location: ModelLocation) -> Front:
+def build_front(*, config: Config, order: Order, location: ModelLocation, functions: Functions) -> Front:
     """Load the tokenizer and assemble the application. ModelError when the model brings no usable tokenizer."""
     text = load_text_of(location, chat_template=config.chat_template)
     clock = MonotonicClock()
@@ -64,7 +65,11 @@ def build_front(*, config: Config, order: Order, location: ModelLocation) -> Fro
         clock=clock,
         admission=admission,
         constraints=constraints,
-        programs=ProgramSettings(max_parallel=config.max_running or MAX_PARALLEL, tokens_per_page=config.page_size),
+        programs=ProgramSettings(
+            functions=functions,
+            max_parallel=config.max_running or MAX_PARALLEL,
+            tokens_per_page=config.page_size,
+        ),
         formats=choose_formats(
             text.chat, text.tokenizer, tool_format=config.tool_format, reasoning_format=config.reasoning_format
         ),

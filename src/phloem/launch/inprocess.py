@@ -10,21 +10,22 @@ from phloem.core import wire
 from phloem.core.errors import EngineDead
 from phloem.serve.client import OpenRequests, RequestEvent
 
+IDLE_WAIT_S = 0.02
 SETTLING_ROUNDS = 4
 """Rounds of the event loop between two steps: what a step's tokens set off is submitted before the next one, as one
 batch. A task that needs more rounds joins one step later."""
 
 
 class InProcessRequests:
-    """`send` posts commands, `poll` takes what events there are, `turn` makes a step (False when there is none to make;
-    an open request may still be waiting for its grammar)."""
+    """`send` posts commands, `poll` takes what events there are, `turn` makes a step. It is False when there is none to
+    make; then it has waited, at most the seconds given, for an open request whose grammar is still being compiled."""
 
     def __init__(
         self,
         *,
         send: Callable[[list[wire.Command]], None],
         poll: Callable[[], Sequence[wire.Event]],
-        turn: Callable[[], bool],
+        turn: Callable[[float], bool],
         on_stats: Callable[[wire.Stats], None],
     ) -> None:
         self._send_all, self._poll, self._turn, self._on_stats = send, poll, turn, on_stats
@@ -39,6 +40,10 @@ class InProcessRequests:
     def stop_choice(self, request_id: str, choice: int) -> None:
         """Finish one choice with reason "stop"."""
         self._send(wire.Stop(request_id, choice))
+
+    def release(self, leases: Sequence[str]) -> None:
+        """Nobody needs these prefixes any more."""
+        self._send(wire.Release(tuple(leases)))
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[None]:
@@ -67,7 +72,7 @@ class InProcessRequests:
     def _step(self) -> bool:
         self._send_all(self._outgoing)
         self._outgoing = []
-        is_busy = self._turn()
+        is_busy = self._turn(IDLE_WAIT_S if self._requests.ids else 0.0)
         for event in self._poll():
             if isinstance(event, wire.Stats):
                 self._on_stats(event)

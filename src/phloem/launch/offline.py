@@ -17,7 +17,7 @@ from phloem.lang.events import Event, ProgramResult
 from phloem.lang.prepare import AnyProgram, RunOptions
 from phloem.launch import models
 from phloem.launch.constraints import ConstraintTrials
-from phloem.launch.inprocess import InProcessRequests
+from phloem.launch.inprocess import IDLE_WAIT_S, InProcessRequests
 from phloem.launch.interrupt import deferred_interrupt
 from phloem.launch.outputs import OpenRequest, RequestOutput
 from phloem.launch.programs import ProgramRunner
@@ -32,7 +32,6 @@ from phloem.serve.openai.params import ModelLimits, check_token_ids, fit_context
 from phloem.serve.openai.requests import SamplingFields
 from phloem.serve.programs.service import MAX_PARALLEL
 
-IDLE_WAIT_S = 0.02
 """For a request whose grammar is being compiled, when nothing else is to be done."""
 
 DEFAULT_OPTIONS = RunOptions()
@@ -260,9 +259,9 @@ class LLM:
     def _note_stats(self, stats: wire.Stats) -> None:
         self._stats = stats
 
-    def _turn(self) -> bool:
+    def _turn(self, wait_s: float = IDLE_WAIT_S) -> bool:
         with deferred_interrupt():
-            return self._engine.loop.turn(IDLE_WAIT_S)
+            return self._engine.loop.turn(wait_s)
 
     def _abandon(self, request_ids: Sequence[str]) -> None:
         self._commands.send([wire.Abort(request_id) for request_id in request_ids])

@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "machine": ("device", "threads", "memory_gb", "page_size"),
     "scheduling": ("policy", "max_running", "max_step_tokens", "max_queue", "overlap", "prefix_cache"),
-    "server": ("host", "port", "api_key", "max_body_mb", "drain_timeout_s", "log_level", "record"),
+    "server": ("host", "port", "api_key", "max_body_mb", "program_functions", "drain_timeout_s", "log_level", "record"),
 }
 """Where each option stands in `--help`; a test compares it with the fields of Config."""
 
@@ -43,6 +43,7 @@ OFFLINE_OMITS = (
     "port",
     "api_key",
     "max_body_mb",
+    "program_functions",
     "drain_timeout_s",
 )
 """Options that mean nothing without a server."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 from phloem.core.errors import ConfigError
@@ -15,6 +13,7 @@ from phloem.lang.passes.pipeline import PASSES, stages
 from phloem.lang.show import show_bounds, show_mermaid, show_text
 from phloem.lang.trace import ProgramFunction
 from phloem.lang.verify import numbered, verify
+from phloem.launch.modules import load_module
 
 FORMATS = {"text": show_text, "mermaid": show_mermaid, "svg": show_svg}
 
@@ -50,7 +49,7 @@ def load(file: str, *, name: str | None) -> ir.Program:
     try:
         if path.suffix != ".py":
             return ir.from_json(path.read_bytes())
-        found = programs_in(path)
+        found = programs_in(file)
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}", field="file") from error
     if name is None and len(found) == 1:
@@ -61,12 +60,7 @@ def load(file: str, *, name: str | None) -> ir.Program:
     return found[name].trace()
 
 
-def programs_in(path: Path) -> dict[str, ProgramFunction]:
+def programs_in(file: str) -> dict[str, ProgramFunction]:
     """The `@program` functions that a Python file defines. Runs the file."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.exists():
-        raise ConfigError(f"cannot read {path}: no such Python file", field="file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    module = load_module(file, field="file")
     return {name: value for name, value in vars(module).items() if isinstance(value, ProgramFunction)}

@@ -60,8 +60,9 @@ class ProgramRunner:
         requests = self._requests()
         async with requests.served():
             engine = self._engine(requests, namespace=options.namespace)
+            lease = engine.lease()
             if "factor" in options.passes and len(batch) > 1:
-                await prepared.warm(engine, batch)
+                await prepared.warm(engine, batch, lease=lease)
             runs = [self._run(prepared, engine, options, item) for item in range(len(batch))]
             tasks = [asyncio.ensure_future(run.execute(arguments)) for run, arguments in zip(runs, batch)]
             try:
@@ -70,6 +71,7 @@ class ProgramRunner:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                engine.release([lease])
 
     def stream(self, program: AnyProgram, arguments: Mapping[str, Any], options: RunOptions) -> Iterator[Event]:
         """The events of one run, as they come; the last one is its ProgramResult. Closing it early frees everything."""

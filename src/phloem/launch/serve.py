@@ -23,6 +23,7 @@ from phloem.core.resolve import Resolved
 from phloem.launch import models
 from phloem.launch.order import Order
 from phloem.launch.process import EngineProcess
+from phloem.launch.program_functions import load_functions
 from phloem.launch.stages import Stages
 
 BACKLOG = 2048
@@ -36,6 +37,7 @@ def serve(resolved: Resolved) -> int:
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     stages = Stages(show_as="server")
+    functions = load_functions(config.program_functions)
     listener = listen(config.host, config.port)
     with stages.stage("find model"):
         location = models.locate(config.model)
@@ -49,7 +51,7 @@ def serve(resolved: Resolved) -> int:
                 from phloem.launch.front import build_front
                 from phloem.launch.serving import Serving
             with stages.stage("load tokenizer"):
-                front = build_front(config=config, order=order, location=location)
+                front = build_front(config=config, order=order, location=location, functions=functions)
             return Serving(config=config, engine=engine, front=front, listener=listener, started_s=started_s).run()
 
 

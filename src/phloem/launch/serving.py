@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -23,6 +24,8 @@ EXIT_OK, EXIT_ENGINE_DIED = 0, 70
 LINGER_S = 3.0
 """After the engine's death: long enough to read 503 from /health, short enough to be restarted soon."""
 ENGINE_STOP_S = 3.0
+CONSTRAINTS_AFTER_S = 2.0
+"""The process that tries constraints starts so long after Ready, or with the first: not beside the first answers."""
 LAST_WORD_S = 0.5
 """For a message that a dying engine may have sent just before."""
 
@@ -51,6 +54,8 @@ class Serving:
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         try:
             if await self._engine_started(died, stopped):
+                gc.freeze()  # nothing made while starting is garbage, and a large body would have all of it searched
+                asyncio.get_running_loop().call_later(CONSTRAINTS_AFTER_S, self._front.constraints.start)
                 print(self._greeting(), flush=True)
             await asyncio.wait({died, stopped}, return_when=asyncio.FIRST_COMPLETED)
             exit_code = await (self._after_death(died, stopped) if died.done() else self._drain(died))

@@ -86,7 +86,8 @@ def hash_chooser(*, vocab_size: int, avoid: Collection[int] = ()) -> Choose:
 
 
 class NullWorker:
-    """A `Worker` of integers. `num_computed_tokens` counts the tokens it computed."""
+    """A `Worker` of integers. `num_computed_tokens` counts the tokens it computed. `is_late` says of a constrained row
+    that wants a token whether its mask is not ready yet."""
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class NullWorker:
         step_s: float = 0.0,
         verify: bool = True,
         grammars: Grammars | None = None,
+        is_late: Callable[[NullRow], bool] = lambda _: False,
     ) -> None:
         self._page_size = page_size
         self._num_pages = num_pages
@@ -106,6 +108,7 @@ class NullWorker:
         self._step_s = step_s
         self._verify = verify
         self._grammars = grammars
+        self._is_late = is_late
         self._rows: dict[int, NullRow] = {}
         self._slot_tokens = np.full((num_pages, page_size), EMPTY, np.int64)
         self._slot_positions = np.full((num_pages, page_size), EMPTY, np.int64)
@@ -170,7 +173,8 @@ class NullWorker:
         if self._verify:
             self._write(plan)
             self._check_groups(plan)
-        rows, tokens, logprobs, prompt_logprobs = [], [], [], []
+        rows, tokens, logprobs, prompt_logprobs, late = [], [], [], [], []
+        failed: list[tuple[int, str]] = []
         for row_id, num_tokens, logits in zip(plan.rows, plan.num_tokens, plan.logits, strict=True):
             row = self._rows[row_id]
             first, row.num_computed = row.num_computed, row.num_computed + num_tokens
@@ -182,11 +186,19 @@ class NullWorker:
                 self._read_back(row_id, row)
             if logits == ALL_LOGITS:
                 prompt_logprobs.append((row_id, self._prompt_logprobs(row, first)))
-            if logits >= LAST_LOGITS and row.num_computed == len(row.tokens):
-                token, *forced = self._sample(row)
-                row.tokens += (token, *forced)
+            samples = logits >= LAST_LOGITS and row.num_computed == len(row.tokens)
+            if samples and row.matcher is not None and self._is_late(row):
+                row.num_computed -= 1
+                late.append(row_id)
+            elif samples:
+                sampled = self._sample(row)
+                if not sampled:
+                    failed.append((row_id, f"the constraint cannot be followed any further: {_fault(row)}"))
+                    continue
+                token = sampled[0]
+                row.tokens += sampled
                 rows.append(row_id)
-                tokens.append((token, *forced))
+                tokens.append(tuple(sampled))
                 logprobs.append(() if row.start.sampling.logprobs is None else (_logprob(token),))
         return StepResult(
             step=plan.step,
@@ -194,17 +206,20 @@ class NullWorker:
             tokens=tuple(tokens),
             logprobs=tuple(logprobs) if any(logprobs) else (),
             prompt_logprobs=tuple(prompt_logprobs),
+            failed=tuple(failed),
             elapsed_s=self._step_s,
+            late=tuple(late),
         )
 
     def _sample(self, row: NullRow) -> list[int]:
         """The next token, and those that a constraint forces after it. What a constraint allows is chosen from by the
-        token that would have been chosen without it."""
+        token that would have been chosen without it; none when nothing is allowed."""
         token, matcher, sampling = self._choose(row), row.matcher, row.start.sampling
         if matcher is None:
             return [token]
         allowed = np.flatnonzero(np.unpackbits(matcher.mask().view(np.uint8), bitorder="little"))
-        assert allowed.size, f"no token may follow: {matcher.fault}"
+        if not allowed.size:
+            return []
         token = int(allowed[token % allowed.size])
         matcher.accept(token)
         may_force = 0 if sampling.logprobs is not None else sampling.max_tokens - row.num_generated - 1
@@ -250,6 +265,10 @@ class NullWorker:
     def _prompt_logprobs(self, row: NullRow, first: int) -> tuple[TokenLogprob, ...]:
         last = min(row.num_computed, row.num_prompt - 1)
         return tuple(_logprob(token) for token in row.tokens[first + 1 : last + 1])
+
+
+def _fault(row: NullRow) -> str | None:
+    return None if row.matcher is None else row.matcher.fault
 
 
 def _logprob(token: int) -> TokenLogprob:

@@ -36,6 +36,9 @@ class EngineClient(Protocol):
     def stop_choice(self, request_id: str, choice: int) -> None:
         """Finish one choice with reason "stop": its text met a stop string."""
 
+    def release(self, leases: Sequence[str]) -> None:
+        """Nobody needs these prefixes any more."""
+
     def stats(self) -> wire.Stats | None:
         """The engine's latest counters."""
 
@@ -174,6 +177,9 @@ class ZmqEngineClient:
     def stop_choice(self, request_id: str, choice: int) -> None:
         self.send(wire.Stop(request_id, choice))
 
+    def release(self, leases: Sequence[str]) -> None:
+        self.send(wire.Release(tuple(leases)))
+
     def stats(self) -> wire.Stats | None:
         return self._requests.stats
 
@@ -271,6 +277,9 @@ class FakeEngineClient:
 
     def stop_choice(self, request_id: str, choice: int) -> None:
         self._receive(wire.Stop(request_id, choice))
+
+    def release(self, leases: Sequence[str]) -> None:
+        self._receive(wire.Release(tuple(leases)))
 
     def stats(self) -> wire.Stats | None:
         return self._requests.stats

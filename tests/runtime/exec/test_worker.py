@@ -160,6 +160,38 @@ def test_masks_are_computed_while_the_model_runs() -> None:
     worker.close()
 
 
+def test_a_late_mask_makes_its_row_wait_and_no_other() -> None:
+    """Red when a step waits for a slow mask, the row is sampled without it, or its next step does not begin with the
+    same token: then the scheduler, which is told so, would compute another one."""
+    worker, _ = make()
+    grammars = OneGrammar()
+    slow, may_go = grammars.only.mask, threading.Event()
+
+    def mask() -> np.ndarray:
+        assert may_go.wait(10)
+        return slow()
+
+    grammars.only.mask = mask  # type: ignore[method-assign]
+    worker._rows._grammars = grammars
+    both = StepPlan(
+        step=0,
+        starts=(begin(0, (5, 6)), begin(1, (3, 38), constraint=Constraint("regex", "x"), max_tokens=9)),
+        rows=(0, 1),
+        num_tokens=(2, 2),
+        logits=(LAST_LOGITS, LAST_LOGITS),
+    )
+    result = worker.submit(both).wait()
+    assert (result.rows, result.tokens, result.late, result.failed) == ((0,), ((7,),), (1,), ())
+    again = StepPlan(step=1, rows=(0, 1), num_tokens=(1, 1), logits=(LAST_LOGITS, LAST_LOGITS))
+    result = worker.submit(again).wait()
+    assert (result.rows, result.late) == ((0,), (1,))
+    may_go.set()
+    alone = StepPlan(step=2, rows=(1,), num_tokens=(1,), logits=(LAST_LOGITS,))
+    result = worker.submit(alone).wait()
+    assert (result.rows, result.tokens, result.late) == ((1,), ((39, 41, 43),), ())
+    worker.close()
+
+
 def test_a_matcher_that_fails_fails_its_row_alone() -> None:
     """Red when a grammar that cannot go on fails a whole step, or its row goes on without it."""
     worker, _ = make()

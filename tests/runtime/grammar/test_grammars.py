@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from tests.runtime.grammar.conftest import schema
+from tests.runtime.grammar.test_matcher import spell
 
 from phloem.core.errors import InvalidRequest
 from phloem.core.request import Constraint
@@ -16,7 +20,7 @@ def test_the_cache_is_bounded_by_bytes_and_forgets_the_oldest(vocabulary):
     letters = [Constraint("regex", letter) for letter in "abc"]
     for letter in letters:
         grammars.compile(letter)
-    grammars.matcher(letters[0])
+    grammars.matcher(letters[0]).mask()
     grammars.compile(Constraint("regex", "d"))
     assert grammars.has(letters[0])
     assert not grammars.has(letters[1])
@@ -52,4 +56,29 @@ def test_an_engine_without_a_tokenizer_says_so():
     grammars = Grammars(no_vocabulary)
     with pytest.raises(InvalidRequest, match="cannot follow constraints"):
         grammars.compile(Constraint("regex", "a"))
-    assert "cannot follow constraints" in grammars.matcher(Constraint("regex", "a")).fault
+    matcher = grammars.matcher(Constraint("regex", "a"))
+    assert matcher.mask().size == 0
+    assert "cannot follow constraints" in matcher.fault
+
+
+def test_a_matcher_compiles_when_it_is_first_asked(vocabulary):
+    """Red when the thread that starts a row compiles, or copies, its grammar: a step would wait for it."""
+    grammars = Grammars(lambda: vocabulary)
+    constraint = Constraint("regex", "ab")
+    matcher = grammars.matcher(constraint, spell(grammars, "a"))
+    assert not grammars.has(constraint)
+    assert matcher.force(9)[0] == spell(grammars, "b")[0]
+    assert grammars.has(constraint)
+
+
+def test_copies_know_what_the_first_mask_took(vocabulary):
+    """Red when each request of a large schema computes its slow first mask anew."""
+    grammars = Grammars(lambda: vocabulary)
+    wide = schema({"type": "object", "properties": {f"p{index}": {"type": "integer"} for index in range(2_000)}})
+    grammars.compile(wide)
+    cold = grammars._made_compiler().compile(wide)
+    began_s = time.perf_counter()
+    cold.compute_bitmask()
+    cold_s, began_s = time.perf_counter() - began_s, time.perf_counter()
+    grammars.matcher(wide).mask()
+    assert time.perf_counter() - began_s < cold_s / 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +13,7 @@ from tests.runtime.grammar.conftest import PERSON, schema
 
 from phloem.core.request import Constraint
 from phloem.launch.text import END_ID
-from phloem.runtime.grammar.masks import MaskThread, masked
+from phloem.runtime.grammar.masks import MaskPool, masked
 
 CONSTRAINTS = {
     "schema": schema(PERSON),
@@ -95,15 +98,20 @@ def test_a_wrong_token_is_a_fault_not_an_exception(grammars):
     assert matcher.fault
     assert allowed(matcher) == []
     assert matcher.force(5) == []
-    assert grammars.matcher(Constraint("regex", "(")).fault
+    hopeless = grammars.matcher(Constraint("regex", "("))
+    assert allowed(hopeless) == []
+    assert hopeless.fault
+    assert hopeless.force(5) == []
+    assert hopeless.is_finished
 
 
 def test_masks_are_applied_to_rows_of_logits(grammars):
     """Red when a bit is applied to another token, another row, or padding beyond the vocabulary."""
     matchers = {3: grammars.matcher(Constraint("regex", "[a-c]")), 9: grammars.matcher(Constraint("regex", "é"))}
-    thread = MaskThread()
-    masks = {row: future.result() for row, future in thread.start(matchers).items()}
-    thread.close()
+    pool = MaskPool()
+    pool.start(matchers.values())
+    masks = pool.take(matchers, patience_s=10)
+    pool.close()
     logits = np.arange(2 * 250, dtype=np.float32).reshape(2, 250)  # narrower than the tokenizer
     found = masked([logits[0], logits[1]], [masks[3], masks[9]])
     assert np.flatnonzero(np.isfinite(found[0])).tolist() == sorted(spell(grammars, letter)[0] for letter in "abc")
@@ -138,3 +146,34 @@ def test_tokenizers_with_other_spellings(tmp_path):
     assert texts == {" ", " a", "\ufffd"}
     matcher.accept(pieces.index("▁a"))
     assert {pieces[id] for id in allowed(matcher)} == {"b", "</s>", "<0x62>"}
+
+
+class SlowMatcher:
+    """Its mask is ready when the test says so."""
+
+    def __init__(self):
+        self.may_go, self.num_asked = threading.Event(), 0
+
+    def mask(self):
+        self.num_asked += 1
+        assert self.may_go.wait(10)
+        return np.zeros(1, np.int32)
+
+
+def test_a_late_mask_stays_under_way_and_holds_up_nobody(grammars):
+    """Red when a mask that was not ready is computed from its beginning again, waited for beyond all patience, or
+    stands in the way of another row's."""
+    slow, quick, pool = SlowMatcher(), grammars.matcher(Constraint("regex", "[ab]")), MaskPool()
+    pool.start([slow, quick])
+    assert set(pool.take({1: slow, 2: quick}, patience_s=0.5)) == {2}
+    pool.start([slow, quick])
+    slow.may_go.set()
+    assert set(pool.take({1: slow, 2: quick}, patience_s=10)) == {1, 2}
+    assert slow.num_asked == 1
+    pool.start([slow])
+    gone = weakref.ref(slow)
+    assert set(pool.take({1: slow}, patience_s=10)) == {1}
+    assert slow.num_asked == 2, "the next token has a mask of its own"
+    pool.close()
+    del slow
+    assert gone() is None

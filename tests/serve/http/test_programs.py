@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from phloem.core import wire
+from phloem.serve.programs import service
 
 pytestmark = pytest.mark.anyio
 
@@ -104,9 +105,12 @@ BOMB = program(
         ({"program": FORK, "surprise": 1}, None, "surprise"),
         ({"program": BOMB}, "program.body[1].body[0]", "characters"),
         ({"program": {**FORK, "version": 9}}, "program.version", "9"),
-        ({"program": program(text("x" * 300), gen("g"))}, "program.body[1]", "tokens"),
+        ({"program": program(text("x" * 300), gen("g"))}, "program", "at least 300 tokens"),
+        ({"program": program({"op": "text", "value": {"op": "var", "name": "x"}}, gen("g"), parameters=[{"name": "x"}]),
+          "arguments": {"x": "x" * 300}}, "program.body[1]", "300 tokens"),
         ({"program": program(gen("g"))}, "program.body[0]", "nothing was said"),
-        ({"program": program(*[text("ab")] * 300)}, "program", "at least 300 tokens"),
+        ({"program": program(*[text("ab")] * 300)}, "program", "at least 600 tokens"),
+        ({"program": program(text("x" * 150_000), gen("g"))}, "program", "tokens, but this model takes at most"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True])
@@ -157,6 +161,49 @@ async def test_a_program_takes_as_many_places_as_it_may_fill(serve: Serve) -> No
     await other
 
 
+async def test_a_program_is_prepared_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red when each request of the same program, or each step of one, verifies and rewrites it again; or when another
+    program, other passes or other limits are taken for the same."""
+    prepared: list[Any] = []
+    inner = service.prepare
+    monkeypatch.setattr(service, "prepare", lambda *args, **kw: prepared.append(args) or inner(*args, **kw))
+    monkeypatch.setattr(service, "MAX_REMEMBERED_BYTES", 2000)
+    server = serve(says=["hi"])
+    for seed in (1, 2):
+        assert (await server.post("/v1/programs", program=FORK, seed=seed)).status_code == 200
+    assert len(prepared) == 1
+    assert {submit.sampling.seed for submit in server.submits[:2]} != {
+        submit.sampling.seed for submit in server.submits[4:6]
+    }
+    await server.post("/v1/programs", program=FORK, passes=[])
+    assert (await server.post("/v1/programs", program=FORK, limits={"max_nodes": 3})).status_code == 400
+    assert len(prepared) == 3
+    for index in range(30):
+        await server.post("/v1/programs", program=program(text(f"a{index}"), gen("g")))
+    await server.post("/v1/programs", program=FORK)
+    assert len(prepared) == 34, "what was used longest ago is forgotten"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_programs_that_do_not_fit_beside_each_other_do_not_run_at_once(serve: Serve, stream: bool) -> None:
+    """Red when the static bound of pages is not used for admission, a program that is alone is refused, or pages stay
+    promised to one that ended."""
+    server = serve(says=["hi"], step_s=0.03)
+    gauges = dict.fromkeys(wire.Stats.__struct_fields__, 0) | {"pages_total": 10}
+    server.engine.route(wire.Stats(**gauges))
+    large = program(text("x" * 200), gen("g"))  # 7 pages of 32 tokens
+    first = asyncio.create_task(server.post("/v1/programs", program=large))
+    await asyncio.sleep(0.02)
+    refused = await server.post("/v1/programs", program=large, stream=stream)
+    assert refused.status_code == 503
+    assert "7 of 10 pages" in refused.json()["error"]["message"]
+    assert refused.headers["retry-after"] == "1"
+    small = await server.post("/v1/programs", program=program(text("x" * 64), gen("g")))
+    assert small.status_code == 200
+    assert (await first).status_code == 200
+    assert (await server.post("/v1/programs", program=large, stream=stream)).status_code == 200
+
+
 async def test_leaving_aborts_every_branch(serve: Serve) -> None:
     """Red when a client that disconnects leaves branches running."""
     server = serve(step_s=0.05)
@@ -168,6 +215,7 @@ async def test_leaving_aborts_every_branch(serve: Serve) -> None:
     await asyncio.sleep(0.05)
     aborted = {command.request_id for command in server.engine.commands if isinstance(command, wire.Abort)}
     assert aborted == {submit.request_id for submit in server.submits}
+    assert _leased(server) == _released(server) != set()
 
 
 async def test_time_runs_out_over_http(serve: Serve) -> None:
@@ -178,3 +226,13 @@ async def test_time_runs_out_over_http(serve: Serve) -> None:
     assert "not finished" in answer.json()["error"]["message"]
     await asyncio.sleep(0.01)
     assert server.engine.open_ids == []
+    assert _leased(server) <= _released(server)
+
+
+def _leased(server: Any) -> set[str]:
+    return {lease.name for submit in server.submits for lease in submit.leases}
+
+
+def _released(server: Any) -> set[str]:
+    releases = [command for command in server.engine.commands if isinstance(command, wire.Release)]
+    return {name for release in releases for name in release.leases}

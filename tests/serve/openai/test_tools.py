@@ -45,6 +45,11 @@ def talk(serve):
     return make
 
 
+def allowed(mode, *names):
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 def named(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
 
@@ -211,6 +216,9 @@ def constraint(server):
         ({"tool_choice": "required"}, True),
         ({"tool_choice": named("now")}, True),
         ({"parallel_tool_calls": False}, True),
+        ({"tool_choice": allowed("auto", "now", "get_weather")}, False),
+        ({"tool_choice": allowed("auto", "now")}, True),
+        ({"tool_choice": allowed("required", "now", "get_weather")}, True),
         ({"tools": [tool(strict=True)]}, True),
         ({"tools": [tool(strict=True)], "tool_choice": "none"}, False),
         ({"tools": [tool(strict=False)]}, False),
@@ -233,6 +241,18 @@ async def test_a_named_function_is_the_only_one_that_can_be_called(talk):
     assert "now" in constraint(server).text
     assert "get_weather" not in constraint(server).text
     assert "get_weather" in prompt(server)
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+async def test_only_allowed_tools_can_be_called(talk, mode):
+    """Red when a tool that is told to the model, so that its prompt stays cached, can be called though it is not
+    allowed; or text is forbidden in mode auto."""
+    server = talk()
+    await message_of(server, tools=TOOLS, tool_choice=allowed(mode, "now"))
+    assert "now" in constraint(server).text
+    assert "get_weather" not in constraint(server).text
+    assert "get_weather" in prompt(server)
+    assert ("TEXT" in constraint(server).text) == (mode == "auto")
 
 
 async def test_a_schema_that_makes_no_grammar_is_named(talk):
@@ -336,6 +356,14 @@ def schema(**keywords: Any) -> dict[str, Any]:
         ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "always"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": allowed("always", "now")}, "tool_choice.allowed_tools.mode"),
+        ({"tools": TOOLS, "tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools"),
+        ({"tools": TOOLS, "tool_choice": allowed("auto", "now", "nobody")},
+         "tool_choice.allowed_tools.tools[1].function.name"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools",
+          "allowed_tools": {"mode": "auto", "tools": [{"type": "mcp"}]}}},
+         "tool_choice.allowed_tools.tools[0]"),
         ({"tool_choice": named("now")}, "tool_choice.function.name"),
         ({"tools": TOOLS, "tool_choice": "required", "min_tokens": 3}, "min_tokens"),
         ({"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}}, "tools"),

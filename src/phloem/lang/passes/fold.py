@@ -14,7 +14,7 @@ import msgspec
 
 from phloem.lang.errors import ProgramError
 from phloem.lang.expr import AnyExpr, Const, Var, evaluate, parts_of, text_of
-from phloem.lang.functions import call
+from phloem.lang.functions import call, is_built_in
 from phloem.lang.ir import AnyNode, Block, Call, Fork, If, Join, Map, Program, SetVar, Text, While
 from phloem.lang.passes.context import PassContext
 from phloem.lang.walk import blocks_of, bottom_up, rewritten, sets, sets_within, with_blocks, with_exprs
@@ -57,7 +57,7 @@ class _Folder:
         match node:
             case Text(value=Const(value)) if text_of(value) == "":
                 return ()
-            case Call() if all(isinstance(arg, Const) for arg in node.args):
+            case Call() if self._is_known(node):
                 return (self._called(node),)
             case If(condition=Const(value)):
                 return self.block(node.then if value else node.orelse, known)
@@ -82,6 +82,10 @@ class _Folder:
             return Const(value)
 
         return bottom_up(expr, rewrite)
+
+    def _is_known(self, call: Call) -> bool:
+        """A built-in function of constants. An operator's may be slow, and is not ours to repeat."""
+        return is_built_in(self._context.functions, call.function) and all(isinstance(arg, Const) for arg in call.args)
 
     def _called(self, node: Call) -> AnyNode:
         values: list[Any] = [arg.value for arg in node.args if isinstance(arg, Const)]

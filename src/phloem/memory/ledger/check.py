@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 from phloem.core.plan import PageCopy
 from phloem.memory.ledger.holding import Holding
 from phloem.memory.ledger.keys import BYTES_PER_TOKEN
 from phloem.memory.ledger.radix import NO_PAGE, Node, RadixIndex
+
+
+class Claim(Protocol):
+    """A prefix lease."""
+
+    @property
+    def pages(self) -> Sequence[int]: ...
 
 
 def check_ledger(
@@ -21,11 +29,12 @@ def check_ledger(
     num_cached: int,
     index: RadixIndex,
     holdings: Sequence[Holding],
+    prefix_leases: Sequence[Claim],
     copies: Sequence[PageCopy],
 ) -> None:
     """Raise AssertionError naming the page, node or holding that breaks a rule."""
     _check_pages(num_pages=num_pages, free=free, leases=leases, node_of=node_of, num_cached=num_cached)
-    _check_leases(leases=leases, holdings=holdings, copies=copies)
+    _check_leases(leases=leases, holdings=holdings, prefix_leases=prefix_leases, copies=copies)
     _check_index(page_size=page_size, leases=leases, node_of=node_of, index=index)
     for holding in holdings:
         _check_holding(holding, page_size=page_size)
@@ -47,8 +56,16 @@ def _check_pages(
     )
 
 
-def _check_leases(*, leases: Sequence[int], holdings: Sequence[Holding], copies: Sequence[PageCopy]) -> None:
+def _check_leases(
+    *,
+    leases: Sequence[int],
+    holdings: Sequence[Holding],
+    prefix_leases: Sequence[Claim],
+    copies: Sequence[PageCopy],
+) -> None:
     expected: Counter[int] = Counter(copy.source for copy in copies)
+    for claim in prefix_leases:
+        expected.update(claim.pages)
     for holding in holdings:
         expected.update(holding.leased_pages())
     for page, count in enumerate(leases):

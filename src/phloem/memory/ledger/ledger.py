@@ -6,7 +6,8 @@
      `------------------------------- evicted -------------------------'
 
 A *holding* is one sequence's block table. Its pages are leased once by it; a page shared by five sequences has five
-leases. A page whose last lease is gone is cached if the index knows its tokens, else free.
+leases. A page whose last lease is gone is cached if the index knows its tokens, else free. A *prefix lease* is a claim
+on cached pages without a sequence: somebody will come back for them.
 """
 
 from __future__ import annotations
@@ -40,6 +41,20 @@ class Match(NamedTuple):
     num_leased_pages: int
     walk: Walk
 
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """Those it was found on; the last one perhaps in part."""
+        path, partial, _ = self.walk
+        return tuple(node.page for node in (path if partial is None else (*path, partial)))
+
+
+class PrefixLease(NamedTuple):
+    """Pages of a prefix that stay until it ends, the first page first; the last one perhaps in part."""
+
+    serial: int
+    num_tokens: int
+    pages: tuple[int, ...]
+
 
 NO_MATCH = Match(0, 0, Walk((), None, 0))
 
@@ -54,13 +69,14 @@ class Ledger:
         assert min(num_pages, page_size) > 0
         self.num_pages = num_pages
         self.page_size = page_size
-        self._retain = retain
+        self.retains = retain
         self._eviction: EvictionPolicy = LruEviction() if eviction is None else eviction
         self._index = RadixIndex(page_size=page_size)
         self._free = list(range(num_pages - 1, -1, -1))  # a stack, lowest page on top
         self._leases = [0] * num_pages
         self._node_of: list[Node | None] = [None] * num_pages
         self._holdings: dict[int, Holding] = {}
+        self._prefix_leases: dict[int, PrefixLease] = {}
         self._copies: list[PageCopy] = []  # unsettled; their sources are leased
         self._num_opened = 0
         self._num_cached = 0
@@ -103,6 +119,7 @@ class Ledger:
             num_cached=self._num_cached,
             index=self._index,
             holdings=tuple(self._holdings.values()),
+            prefix_leases=tuple(self._prefix_leases.values()),
             copies=tuple(self._copies),
         )
 
@@ -155,6 +172,21 @@ class Ledger:
         for page in holding.leased_pages():
             self._release(page)
 
+    def lease(self, match: Match) -> PrefixLease:
+        """Claim a cached prefix for nobody in particular: it is not evicted until `end_lease`."""
+        for page in match.pages:
+            self._lease(page)
+        lease = PrefixLease(self._num_opened, match.num_tokens, match.pages)
+        self._num_opened += 1
+        self._prefix_leases[lease.serial] = lease
+        return lease
+
+    def end_lease(self, lease: PrefixLease) -> None:
+        """Nobody claims it any more; it stays cached as long as there is room."""
+        del self._prefix_leases[lease.serial]
+        for page in reversed(lease.pages):
+            self._release(page)
+
     # -- leases
 
     def _lease(self, page: int) -> None:
@@ -170,7 +202,7 @@ class Ledger:
         node = self._node_of[page]
         if node is None:
             self._free.append(page)
-        elif self._retain:
+        elif self.retains:
             self._num_cached += 1
             node.last_used = self._num_opened
             self._offer(node)

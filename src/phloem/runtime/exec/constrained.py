@@ -11,15 +11,13 @@ under way.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
+
+import numpy as np
 
 from phloem.core.plan import RowStart
 from phloem.runtime.exec.sampling.state import Grammars, SamplingState
-from phloem.runtime.grammar.masks import MaskThread
+from phloem.runtime.grammar.masks import MaskPool
 from phloem.runtime.grammar.matcher import BitRow, Matcher
-
-NUM_MASK_THREADS = 4
-"""A mask takes 50 us, mostly outside the interpreter's lock; a device's host has cores to spare for as many."""
 
 
 class ConstrainedRows:
@@ -28,9 +26,9 @@ class ConstrainedRows:
     def __init__(self, *, vocab_size: int, grammars: Grammars | None) -> None:
         self._vocab_size = vocab_size
         self._grammars = grammars
-        self._thread = MaskThread(num_threads=NUM_MASK_THREADS)
+        self._pool = MaskPool()
         self._states: dict[int, SamplingState] = {}
-        self._masks: dict[int, Future[BitRow]] = {}
+        self._masks: dict[int, BitRow] = {}  # those that were waited for; a step that is tried again asks again
         self._forced: dict[int, tuple[int, ...]] = {}
 
     def __contains__(self, row: int) -> bool:
@@ -45,12 +43,15 @@ class ConstrainedRows:
     def end(self, row: int) -> None:
         """A row ends, if it was one of these."""
         if self._states.pop(row, None) is not None:
-            del self._masks[row]
+            self._masks.pop(row, None)
             self._forced.pop(row, None)
 
     def masks(self, rows: Iterable[int]) -> Mapping[int, BitRow]:
         """The masks of those of `rows` that have a constraint; waits until they are computed."""
-        return {row: self._masks[row].result() for row in rows if row in self._masks}
+        wanted = [row for row in rows if row in self._states]
+        missing = {row: self._matcher(row) for row in wanted if row not in self._masks}
+        self._masks |= self._pool.take(missing, patience_s=None)
+        return {row: self._whole(self._masks[row]) for row in wanted}
 
     def took(self, row: int, token_id: int) -> tuple[int, ...]:
         """The device drew a token; returns it and those that must follow."""
@@ -59,6 +60,7 @@ class ConstrainedRows:
         forced = tuple(state.force())
         if forced:
             self._forced[row] = forced
+        self._masks.pop(row, None)
         self._begin_mask(row)
         return token_id, *forced
 
@@ -74,10 +76,14 @@ class ConstrainedRows:
 
     def close(self) -> None:
         """End the threads."""
-        self._thread.close()
+        self._pool.close()
 
     def _begin_mask(self, row: int) -> None:
-        self._masks |= self._thread.start({row: self._matcher(row)})
+        self._pool.start([self._matcher(row)])
+
+    def _whole(self, mask: BitRow) -> BitRow:
+        """A mask of the vocabulary; that of a grammar that could not begin has no width, and forbids everything."""
+        return mask if mask.size else np.zeros(-(-self._vocab_size // 32), dtype=np.int32)
 
     def _matcher(self, row: int) -> Matcher:
         matcher = self._states[row].matcher

@@ -56,6 +56,10 @@ class RowStore:
         """Count the tokens that a step has computed."""
         self.computed[rows] += num_tokens
 
+    def repeat(self, rows: Sequence[int]) -> None:
+        """The last computed token of these rows counts as not computed: it is to be computed again."""
+        self.computed[list(rows)] -= 1
+
     def append(self, row: int, token: int) -> tuple[int, ...]:
         """A sampled token becomes known, and with it those that its constraint leaves no choice about. Returns them
         all."""

@@ -21,11 +21,14 @@ from phloem.runtime.exec.inputs import fill_inputs
 from phloem.runtime.exec.rows import RowStore
 from phloem.runtime.exec.sampling.logprobs import prompt_logprobs
 from phloem.runtime.exec.sampling.sample import sample
-from phloem.runtime.grammar.masks import MaskThread
+from phloem.runtime.grammar.masks import MaskPool
 from phloem.runtime.grammar.matcher import BitRow, Matcher
 
 STEP_ERRORS = (ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError)
 """What a defect in one step may raise. Its requests fail; rows and pages are as the plan says, so others go on."""
+
+MASK_PATIENCE_S, LONE_MASK_PATIENCE_S = 0.002, 0.05
+"""How long a step with its logits waits for masks: beside rows that need none, and with nothing else to do."""
 
 _log = logging.getLogger("phloem.exec")
 
@@ -53,7 +56,7 @@ class Worker:
         self._pool = pool
         self._rows = rows
         self._clock = clock
-        self._masks = MaskThread()
+        self._masks = MaskPool()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="phloem-step") if overlap_depth else None
 
     @property
@@ -104,13 +107,16 @@ class Worker:
     def _compute(self, plan: StepPlan, began_s: float) -> StepResult:
         """The rows of `plan` are up to date: run the model over them, then look at what came out."""
         dims = fill_inputs(plan=plan, rows=self._rows, inputs=self._program.inputs)
-        under_way = self._masks.start(self._matchers(plan))
-        try:
-            logits = self._program.run(dims)
-        finally:
-            masks = {row: future.result() for row, future in under_way.items()}
+        matchers = self._matchers(plan)
+        self._masks.start(matchers.values())
+        logits = self._program.run(dims)
         self._rows.advance(np.asarray(plan.rows), np.asarray(plan.num_tokens))
-        return self._observe(plan, dims, logits, masks, began_s)
+        patience_s = MASK_PATIENCE_S if len(plan.rows) > len(matchers) else LONE_MASK_PATIENCE_S
+        masks = self._masks.take(matchers, patience_s=patience_s)
+        late = tuple(row for row in matchers if row not in masks)
+        result = self._observe(plan, dims, logits, masks, late, began_s)
+        self._rows.repeat(late)
+        return result
 
     def _matchers(self, plan: StepPlan) -> dict[int, Matcher]:
         """Of the rows that will sample under a constraint."""
@@ -123,10 +129,18 @@ class Worker:
         return found
 
     def _observe(
-        self, plan: StepPlan, dims: StepDims, logits: torch.Tensor, masks: dict[int, BitRow], began_s: float
+        self,
+        plan: StepPlan,
+        dims: StepDims,
+        logits: torch.Tensor,
+        masks: dict[int, BitRow],
+        late: tuple[int, ...],
+        began_s: float,
     ) -> StepResult:
-        """Turn logits into a result: score prompts, sample, and let the row store know the new tokens."""
-        sampling, scored, failed = self._read_rows(plan, logits)
+        """Turn logits into a result: score prompts, sample, and let the row store know the new tokens. Rows in `late`
+        do not sample."""
+        wanting, scored, failed = self._read_rows(plan, logits)
+        sampling = [(row, line) for row, line in wanting if row not in late]
         rows = [row for row, _ in sampling]
         drawn = sample(
             logits,
@@ -147,6 +161,7 @@ class Worker:
             prompt_logprobs=tuple(scored),
             failed=tuple(failed),
             elapsed_s=self._clock.now_s() - began_s,
+            late=late,
         )
 
     def _read_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import llguidance
 import msgspec
@@ -14,6 +15,8 @@ from phloem.core.request import Constraint
 from phloem.runtime.grammar.vocabulary import Vocabulary
 
 MAX_MESSAGE_CHARS, MAX_WORD_CHARS = 600, 80
+NESTED = re.compile(r'(?<=: )%grammar ("(?:[^"\\]|\\.)*")$', re.MULTILINE)
+"""A grammar of the caller's inside one that a format's spec wrote."""
 NO_TEXT = "no text satisfies it"
 
 
@@ -60,14 +63,25 @@ def spelled(constraint: Constraint) -> str:
             case "choice":
                 choices = msgspec.json.decode(constraint.text, type=list[str])
                 return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices))))
-            case "grammar" if not constraint.text.strip():
-                raise InvalidRequest("an empty grammar")
             case "grammar":
-                return str(LLMatcher.grammar_from_lark(any_to_lark(constraint.text)))
+                return str(LLMatcher.grammar_from_lark(_lark(constraint.text)))
             case "structural":
-                return str(LLMatcher.grammar_from_lark(constraint.text))
+                return str(LLMatcher.grammar_from_lark(NESTED.sub(_nested, constraint.text)))
     except (ValueError, TypeError, RecursionError, IndexError) as error:
         raise InvalidRequest(in_short(str(error))) from error
+
+
+def _lark(grammar: str) -> str:
+    """A grammar in either syntax as Lark."""
+    if not grammar.strip():
+        raise InvalidRequest("an empty grammar")
+    return str(any_to_lark(grammar))
+
+
+def _nested(match: re.Match[str]) -> str:
+    lines = _lark(json.loads(match[1])).splitlines()
+    body = "\n".join(line for line in lines if not line.startswith("%llguidance"))
+    return f"%lark {{\n{body}\n}}"
 
 
 def version() -> str:

@@ -7,9 +7,6 @@ be compiled, or is aborted meanwhile, gets its terminal event here: the schedule
 from __future__ import annotations
 
 import logging
-import os
-import sys
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
@@ -17,8 +14,8 @@ from typing import Protocol
 from phloem.core.errors import InvalidRequest, RequestAborted, RequestFailed
 from phloem.core.request import Constraint
 from phloem.core.wire import Abort, Command, Event, Failed, Shutdown, Stop, Submit
+from phloem.runtime.grammar.priority import yield_to_steps
 
-NICE = 10
 WAIT_S = 0.001
 """How often an idle engine looks whether a grammar is ready."""
 
@@ -56,7 +53,7 @@ class GrammarGate:
         self._inbox = inbox
         self._outbox = outbox
         self._grammars = grammars
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="phloem-grammar", initializer=_yield_to_steps)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="phloem-grammar", initializer=yield_to_steps)
         self._held: dict[str, tuple[Submit, Future[None]]] = {}
         self._shutdown: Shutdown | None = None  # one that waits for what is held
 
@@ -121,9 +118,3 @@ class GrammarGate:
         _, future = self._held.pop(request_id)
         future.cancel()
         self._outbox.send([Failed(request_id, code, message)])
-
-
-def _yield_to_steps() -> None:
-    """Compiling may wait for a core; a step may not. On Linux a thread has a priority of its own."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

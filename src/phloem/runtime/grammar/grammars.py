@@ -1,4 +1,8 @@
-"""The compiled grammars of one engine: made off the step's thread, shared by requests, bounded by bytes."""
+"""The compiled grammars of one engine: made off the step's thread, shared by requests, bounded by bytes.
+
+What is compiled has computed its first mask, and copies know what it knows: for a large schema that mask takes as long
+as ten steps, and every request would compute it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from phloem.core.errors import InvalidRequest
 from phloem.core.request import Constraint
-from phloem.runtime.grammar.matcher import Matcher
+from phloem.runtime.grammar.matcher import Beginning, Matcher
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -51,16 +55,15 @@ class Grammars:
         self._get(constraint)
 
     def matcher(self, constraint: Constraint, generated: Sequence[int] = ()) -> Matcher:
-        """A matcher after `generated` tokens. Where the constraint cannot be compiled, its `fault` says so."""
-        try:
-            inner = self._get(constraint).deep_copy()
-        except InvalidRequest as error:
-            return Matcher.failed(error.message)
+        """A matcher after `generated` tokens. Costs nothing here: its first mask copies the grammar, and compiles it
+        again if it was evicted meanwhile. Where that cannot be done, its `fault` says so."""
+        return Matcher(lambda: self._begin(constraint), generated=generated)
+
+    def _begin(self, constraint: Constraint) -> Beginning:
+        grammar = self._get(constraint).deep_copy()
         compiler = self._compiler
         assert compiler is not None
-        matcher = Matcher(inner, end_ids=compiler.end_ids, mask_size=compiler.mask_size)
-        matcher.accept_all(generated)
-        return matcher
+        return Beginning(grammar, end_ids=compiler.end_ids, mask_size=compiler.mask_size)
 
     def _get(self, constraint: Constraint) -> LLMatcher:
         with self._changing:
@@ -69,6 +72,7 @@ class Grammars:
                 return self._compiled[constraint]
         with self._compiling:
             compiled = self._made_compiler().compile(constraint)
+            compiled.compute_bitmask()
         with self._changing:
             self._keep(constraint, compiled)
         return compiled

@@ -10,6 +10,7 @@ from phloem.memory.ledger.ledger import NO_MATCH, Ledger, Match
 from phloem.runtime.sched.draft import Draft
 from phloem.runtime.sched.estimate import OutputEstimate
 from phloem.runtime.sched.groups import MIN_SHARED_PAGES, SharedPrefixes
+from phloem.runtime.sched.leases import PrefixLeases
 from phloem.runtime.sched.sequence import Sequence
 
 
@@ -23,6 +24,7 @@ class Residents:
         self._free_rows = list(range(max_rows))  # a heap
         self._ended_rows: list[int] = []
         self._shared = SharedPrefixes()
+        self.leases = PrefixLeases(ledger)
         self.running: dict[int, Sequence] = {}  # by sequence id, in the order they started
 
     # -- asking
@@ -126,6 +128,17 @@ class Residents:
         )
         sequence.published(page_size=self._ledger.page_size)
 
+    def lease_prefixes(self, sequence: Sequence) -> None:
+        """Its request is complete: what it is to leave leased is claimed before its own pages go."""
+        submit = sequence.request.submit
+        if not submit.leases or sequence.choice:
+            return
+        if sequence.holding is not None:
+            self._ledger.publish(sequence.holding, sequence.tokens, sequence.num_computed, partial=True)
+        for lease in submit.leases:
+            tokens = sequence.tokens[: lease.num_tokens]
+            self.leases.take(lease.name, tokens, namespace=sequence.namespace, priority=submit.priority)
+
     def stop_planning(self, sequence: Sequence) -> None:
         """It ended or was preempted: no more plans."""
         del self.running[sequence.sequence_id]
@@ -160,6 +173,8 @@ class Residents:
         holding = sequence.holding
         assert holding is not None
         num_missing = self._ledger.pages_for(sequence.num_planned + num_tokens) - len(holding.pages)
+        while num_missing > self._ledger.num_available and self.leases.yield_last():
+            pass
         return self._ledger.grow(holding, max(0, min(num_missing, self._ledger.num_available)))
 
     def _pages_expected(self, sequence: Sequence, estimate: OutputEstimate) -> int:

@@ -15,9 +15,10 @@ from collections.abc import Sequence as Seq
 from phloem.core.errors import InvalidRequest, Overloaded, RequestAborted, RequestFailed
 from phloem.core.plan import StepPlan
 from phloem.core.result import StepResult
-from phloem.core.wire import Abort, Command, Event, Failed, Finished, Shutdown, Stats, Stop, Submit, Tokens
+from phloem.core.wire import Abort, Command, Event, Failed, Finished, Release, Shutdown, Stats, Stop, Submit, Tokens
 from phloem.memory.ledger.keys import encode_tokens
 from phloem.memory.ledger.ledger import Ledger
+from phloem.runtime.sched.counters import Counters
 from phloem.runtime.sched.draft import Draft
 from phloem.runtime.sched.estimate import OutputEstimate
 from phloem.runtime.sched.intake import Intake
@@ -61,9 +62,7 @@ class Scheduler:
         self._estimate = OutputEstimate()
         self._is_shutting_down = False
         self._is_blocked = False  # the first of the queue found no place, and nothing has changed since
-        self._num_steps = self._num_preemptions = 0
-        self._num_prompt_tokens = self._num_cached_tokens = self._num_generated_tokens = 0
-        self._last_step_s, self._last_step_tokens = 0.0, 0
+        self._counters = Counters()
 
     # -- asking
 
@@ -84,27 +83,15 @@ class Scheduler:
 
     def stats(self, now_s: float) -> Stats:
         """Counters since start, gauges of now."""
-        pages = self._ledger.stats()
-        return Stats(
-            time_s=now_s,
-            num_running=len(self._residents.running),
-            num_waiting=len(self._waiting),
-            pages_total=pages.num_pages,
-            pages_free=pages.num_free,
-            pages_cached=pages.num_cached,
-            num_steps=self._num_steps,
-            num_preemptions=self._num_preemptions,
-            prompt_tokens=self._num_prompt_tokens,
-            cached_tokens=self._num_cached_tokens,
-            generated_tokens=self._num_generated_tokens,
-            last_step_s=self._last_step_s,
-            last_step_tokens=self._last_step_tokens,
+        return self._counters.stats(
+            now_s, pages=self._ledger.stats(), num_running=len(self._residents.running), num_waiting=len(self._waiting)
         )
 
     def check(self) -> None:
         """AssertionError if the ledger's books do not balance, or pages are leased though nothing is open."""
         self._ledger.check()
-        assert self.has_work or not self._ledger.stats().num_leased, "idle, but pages are leased"
+        if not self.has_work:
+            assert self._ledger.stats().num_leased == self._residents.leases.num_pages, "idle, but pages are leased"
 
     # -- admit
 
@@ -118,6 +105,8 @@ class Scheduler:
                 return self._stop(request_id, choice)
             case Abort(request_id):
                 return self._fail(request_id, RequestAborted.code, "aborted by the caller")
+            case Release(leases):
+                return self._residents.leases.release(leases)
             case Shutdown(drain):
                 return self._shutdown(drain=drain)
 
@@ -132,7 +121,7 @@ class Scheduler:
         request = self._requests[name] = self._intake.accept(submit, now_s)
         for sequence in request.sequences:
             self._waiting.add(sequence)
-        self._num_prompt_tokens += len(submit.prompt)
+        self._counters.submitted(len(submit.prompt))
         return []
 
     def _stop(self, request_id: str, choice: int) -> list[Event]:
@@ -162,11 +151,12 @@ class Scheduler:
         if short is not None:
             self._preempt_for(short)
         plan = draft.freeze(
-            step=self._num_steps,
+            step=self._counters.num_steps,
             ends=self._residents.take_ended_rows(),
             shared=self._residents.shared_prefixes(draft.rows),
         )
-        self._num_steps += not plan.is_empty
+        if not plan.is_empty:
+            self._counters.planned()
         return plan
 
     def _continue_running(self, draft: Draft) -> Sequence | None:
@@ -203,11 +193,14 @@ class Scheduler:
             if sequence.shares_more_with(computing, match.num_tokens, page_size):
                 continue
             num_wanted = residents.pages_wanted(sequence, match, self._estimate)
+            while num_wanted > num_spare and not residents.running and residents.leases.yield_last():
+                match, num_spare = residents.match(sequence), residents.spare_pages(self._estimate)
+                num_wanted = residents.pages_wanted(sequence, match, self._estimate)
             if num_wanted > num_spare or not residents.has_free_row:
                 self._is_blocked = True
                 return sequence
             self._waiting.remove(sequence)
-            self._num_cached_tokens += residents.start(sequence, match, draft)
+            self._counters.started(residents.start(sequence, match, draft))
             num_spare = min(num_spare - num_wanted, self._ledger.num_available)
             if self._policy.defers:
                 computing.append(sequence)
@@ -224,7 +217,10 @@ class Scheduler:
         victim = max(running.values(), key=self._standing)
         if short.phase == WAITING and not self._policy.may_displace(short.candidate, victim.candidate):
             return
-        self._num_preemptions += 1
+        if self._residents.has_free_row and self._residents.leases.yield_last():
+            self._is_blocked = False
+            return
+        self._counters.preempted()
         self._estimate.observe_preemption()
         self._residents.stop_planning(victim)
         victim.leave()
@@ -248,8 +244,8 @@ class Scheduler:
         logprobs = dict(zip(result.rows, result.logprobs))  # empty unless a row asked
         prompt_logprobs, failed = dict(result.prompt_logprobs), dict(result.failed)
         for row, num_tokens in zip(plan.rows, plan.num_tokens, strict=True):
-            sequence = residents[row]
-            samples = sequence.settle(num_tokens)
+            sequence, num_repeated = residents[row], int(row in result.late)
+            samples = sequence.settle(num_tokens, num_repeated=num_repeated)
             if sequence.phase is ENDED:
                 self._release_if_unleased(sequence)
                 continue
@@ -260,17 +256,21 @@ class Scheduler:
                 residents.publish(sequence)
                 # those that waited for this prompt need few pages now
                 self._is_blocked &= sequence.num_computed != sequence.num_prompt
-            new_prompt = sequence.report_prompt(num_tokens, prompt_logprobs[row]) if row in prompt_logprobs else ()
+            new_prompt = (
+                sequence.report_prompt(num_tokens - num_repeated, prompt_logprobs[row])
+                if row in prompt_logprobs
+                else ()
+            )
             if samples or new_prompt or sequence.is_complete:
                 event = sequence.take(sampled[row] if samples else (), logprobs.get(row, ()), new_prompt)
                 events.append(event)
-                self._num_generated_tokens += len(event.token_ids)
+                self._counters.generated(len(event.token_ids))
                 if event.finish is not None:
                     events += self._finish(sequence)
             if sequence.phase is LEAVING:
                 self._release_if_unleased(sequence)
         if plan.rows:
-            self._last_step_s, self._last_step_tokens = result.elapsed_s, sum(plan.num_tokens)
+            self._counters.computed(sum(plan.num_tokens), result.elapsed_s)
         return events
 
     def fail(self, plan: StepPlan, message: str) -> list[Event]:
@@ -294,6 +294,7 @@ class Scheduler:
         """A choice is complete; so is its request with the last one."""
         request, num_generated = sequence.request, sequence.num_generated
         self._estimate.observe_finish(num_generated=num_generated, max_tokens=sequence.max_tokens)
+        self._residents.lease_prefixes(sequence)
         self._end(sequence)
         if not request.finish_choice(num_generated):
             return []

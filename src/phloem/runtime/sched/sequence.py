@@ -12,6 +12,8 @@ from phloem.memory.ledger.keys import BYTES_PER_TOKEN
 from phloem.runtime.sched.policy import Candidate
 
 NO_ROW = -1
+MIN_SHARED_TOKENS = 8
+"""Worth waiting for, where siblings say that they share them: half of what a step costs beside its tokens on a CPU."""
 
 
 class Phase(IntEnum):
@@ -66,8 +68,8 @@ class Sequence:
     tokens only: one result may bring it several, so nothing of it is planned ahead of a result."""
 
     __slots__ = (
-        "candidate", "choice", "end_tokens", "holding", "is_constrained", "key", "limit", "max_tokens", "min_known",
-        "namespace", "num_computed", "num_expected", "num_in_flight", "num_planned", "num_prompt",
+        "bases", "candidate", "choice", "end_tokens", "holding", "is_constrained", "key", "limit", "max_tokens",
+        "min_known", "namespace", "num_computed", "num_expected", "num_in_flight", "num_planned", "num_prompt",
         "num_prompt_logprobs", "num_to_compute", "phase", "publish_at", "reports_prompt", "request", "row", "seed",
         "sequence_id", "tokens",
     )  # fmt: skip
@@ -88,6 +90,7 @@ class Sequence:
         self.request = request
         self.choice = choice
         self.sequence_id = sequence_id
+        self.bases = {each.name: each.num_tokens for each in submit.leases if each.num_tokens is not None}
         self.candidate = Candidate(sequence_id, submit.priority, request.arrived_s)
         self.seed = seed
         self.key = key  # of the tokens known when it last joined the queue
@@ -131,12 +134,22 @@ class Sequence:
         return leader is not self and leader.num_computed < self.num_prompt and leader.phase != Phase.ENDED
 
     def shares_more_with(self, computing: list[Sequence], num_cached: int, page_size: int) -> bool:
-        """Whether one of `computing` is about to compute at least one more page of this one's prefix than is cached."""
+        """Whether one of `computing` is about to compute more of this one's prefix than is cached: a page, or a few
+        tokens of what both lease for whom they were forked from."""
+        if any(self._num_declared(each) >= num_cached + MIN_SHARED_TOKENS for each in computing):
+            return True
         num_wanted = (num_cached // page_size + 1) * page_size
         if not computing or num_wanted > self.max_hit:
             return False
         prefix = self.key[: num_wanted * BYTES_PER_TOKEN]
         return any(each.namespace == self.namespace and each.key.startswith(prefix) for each in computing)
+
+    def _num_declared(self, other: Sequence) -> int:
+        """Tokens that this one and another begin with, as far as the leases of their requests tell."""
+        if not self.bases or self.namespace != other.namespace:
+            return 0
+        shared = self.bases.keys() & other.bases.keys()
+        return min(self.max_hit, max((self.bases[name] for name in shared), default=0))
 
     @property
     def max_hit(self) -> int:
@@ -166,12 +179,14 @@ class Sequence:
             return ALL_LOGITS
         return LAST_LOGITS if samples else NO_LOGITS
 
-    def settle(self, num_tokens: int) -> bool:
-        """A plan that computed `num_tokens` of it is over. Returns whether what it sampled is the next unknown one."""
+    def settle(self, num_tokens: int, *, num_repeated: int = 0) -> bool:
+        """A plan that computed `num_tokens` of it is over; the last `num_repeated` count as not computed. Returns
+        whether what it sampled is the next unknown one."""
         self.num_in_flight -= 1
         if self.phase == Phase.ENDED:
             return False
-        self.num_computed += num_tokens
+        self.num_planned -= num_repeated
+        self.num_computed += num_tokens - num_repeated
         return self.num_computed == len(self.tokens) < self.limit
 
     def published(self, *, page_size: int) -> None:
@@ -181,8 +196,8 @@ class Sequence:
             self.publish_at = self.num_prompt
 
     def report_prompt(self, num_tokens: int, entries: tuple[TokenLogprob, ...]) -> tuple[TokenLogprob, ...]:
-        """Prompt log-probabilities of a chunk of `num_tokens` just settled: those that were not reported before a
-        preemption already. The chunk that starts at token i has entries from token i + 1 on."""
+        """Prompt log-probabilities of `num_tokens` just settled: those that were not reported before a preemption
+        already. The chunk that starts at token i has entries from token i + 1 on."""
         num_before = self.num_computed - num_tokens
         new = entries[self.num_prompt_logprobs - num_before :]
         self.num_prompt_logprobs += len(new)

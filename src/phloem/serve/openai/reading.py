@@ -58,6 +58,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
             reasoning=self.reasoning,
             reasoning_has_begun=self.reasoning_has_begun,
             names=frozenset(function.name for function in self.plan.callable),
+            texts={function.name: function.texts for function in self.plan.callable},
         )
 
     def constrain(self, sampling: SamplingParams, *, field: str) -> SamplingParams:
@@ -93,5 +94,5 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     def _behind_reasoning(self, sampling: SamplingParams, *, field: str) -> SamplingParams:
         if sampling.constraint is None or self.reasoning is None or not self.reasoning_has_begun:
             return sampling
-        constraint = after_reasoning(sampling.constraint, self.reasoning, self.special_ids, field=field)
+        constraint = after_reasoning(sampling.constraint, self.reasoning, self.special_ids)
         return msgspec.structs.replace(sampling, constraint=constraint)

@@ -125,11 +125,26 @@ class NamedFunction(msgspec.Struct, frozen=True):
     name: str
 
 
-class NamedToolChoice(msgspec.Struct, frozen=True):
-    """{"type": "function", "function": {"name": ...}}."""
+class AllowedTool(msgspec.Struct, frozen=True):
+    """One of the request's tools, by name."""
 
     type: str
     function: NamedFunction | None = None
+
+
+class AllowedTools(msgspec.Struct, frozen=True):
+    """`mode`: auto or required."""
+
+    mode: str
+    tools: list[AllowedTool]
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    """{"type": "function", "function": {"name": ...}}, or {"type": "allowed_tools", "allowed_tools": {...}}."""
+
+    type: str
+    function: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -162,7 +177,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[Tool] | None = None
-    tool_choice: str | NamedToolChoice | None = None
+    tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
     # -- known, and refused when set (UNSUPPORTED)

@@ -8,7 +8,7 @@ import msgspec
 
 from phloem.core.errors import InvalidRequest
 from phloem.serve.openai.errors import Unsupported
-from phloem.serve.openai.requests import ChatMessage, ChatRequest, NamedToolChoice, Tool, ToolCall
+from phloem.serve.openai.requests import AllowedTools, ChatMessage, ChatRequest, Tool, ToolCall, ToolChoice
 from phloem.serve.openai.schema import check_schema
 from phloem.serve.text.formats.body import NAME_CHARACTERS
 from phloem.serve.text.formats.spec import Function
@@ -20,7 +20,7 @@ CHOICES = ("none", "auto", "required")
 
 class ToolPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a request lets its answer do. `functions` are told to the model, `callable` are those it may call: all of
-    them, the one that has to be called, or none."""
+    them, those that are allowed, the one that has to be called, or none."""
 
     functions: tuple[Function, ...] = ()
     callable: tuple[Function, ...] = ()
@@ -31,7 +31,10 @@ class ToolPlan(msgspec.Struct, frozen=True, kw_only=True):
     def needs_constraint(self) -> bool:
         """Whether the answer has to keep to a grammar."""
         return bool(self.callable) and (
-            self.is_forced or self.max_calls is not None or any(function.is_strict for function in self.callable)
+            self.is_forced
+            or self.max_calls is not None
+            or len(self.callable) < len(self.functions)
+            or any(function.is_strict for function in self.callable)
         )
 
 
@@ -39,8 +42,10 @@ def plan_tools(request: ChatRequest) -> ToolPlan:
     """The plan of a request. InvalidRequest for tools and choices that make no sense. With tool_choice "none" the model
     is not told of its tools, so that it cannot call them."""
     functions = read_tools(request.tools or [])
-    choice = request.tool_choice
-    if isinstance(choice, NamedToolChoice):
+    choice, allowed = request.tool_choice, functions
+    if isinstance(choice, ToolChoice) and choice.type == "allowed_tools":
+        choice, allowed = _allowed(choice.allowed_tools, functions)
+    if isinstance(choice, ToolChoice):
         return ToolPlan(functions=functions, callable=(_named(choice, functions),), is_forced=True, max_calls=1)
     if choice is not None and choice not in CHOICES:
         message = f"tool_choice: {choice[:40]!r} is none of {', '.join(CHOICES)}, nor an object that names a function"
@@ -50,7 +55,7 @@ def plan_tools(request: ChatRequest) -> ToolPlan:
     if choice == "none" or not functions:
         return ToolPlan()
     max_calls = 1 if request.parallel_tool_calls is False else None
-    return ToolPlan(functions=functions, callable=functions, is_forced=choice == "required", max_calls=max_calls)
+    return ToolPlan(functions=functions, callable=allowed, is_forced=choice == "required", max_calls=max_calls)
 
 
 def read_tools(tools: Sequence[Tool]) -> tuple[Function, ...]:
@@ -80,15 +85,37 @@ def check_messages(messages: Sequence[ChatMessage]) -> None:
             _check_call(call, f"{field}.tool_calls[{number}]")
 
 
-def _named(choice: NamedToolChoice, functions: Sequence[Function]) -> Function:
+def _named(choice: ToolChoice, functions: Sequence[Function]) -> Function:
     if choice.type != "function" or choice.function is None:
         message = 'tool_choice: send {"type": "function", "function": {"name": ...}}, or none, auto or required'
         raise Unsupported(message, field="tool_choice")
+    return _find(choice.function.name, functions, field="tool_choice.function.name")
+
+
+def _allowed(allowed: AllowedTools | None, functions: Sequence[Function]) -> tuple[str, tuple[Function, ...]]:
+    """The mode, and the functions that may be called, in the order of the request's tools."""
+    field = "tool_choice.allowed_tools"
+    if allowed is None:
+        raise InvalidRequest(f"{field}: required, but missing", field=field)
+    if allowed.mode not in ("auto", "required"):
+        raise InvalidRequest(f"{field}.mode: auto or required, not {allowed.mode[:40]!r}", field=f"{field}.mode")
+    if not allowed.tools:
+        raise InvalidRequest(f"{field}.tools: empty; send tool_choice none instead", field=f"{field}.tools")
+    names = set()
+    for index, tool in enumerate(allowed.tools):
+        place = f"{field}.tools[{index}]"
+        if tool.type != "function" or tool.function is None:
+            message = f'{place}: send {{"type": "function", "function": {{"name": ...}}}}'
+            raise Unsupported(message, field=place)
+        names.add(_find(tool.function.name, functions, field=f"{place}.function.name").name)
+    return allowed.mode, tuple(function for function in functions if function.name in names)
+
+
+def _find(name: str, functions: Sequence[Function], *, field: str) -> Function:
     for function in functions:
-        if function.name == choice.function.name:
+        if function.name == name:
             return function
-    field = "tool_choice.function.name"
-    raise InvalidRequest(f"{field}: {choice.function.name[:100]!r} is not among the tools", field=field)
+    raise InvalidRequest(f"{field}: {name[:100]!r} is not among the tools", field=field)
 
 
 def _function(tool: Tool, field: str) -> Function:

@@ -1,7 +1,7 @@
 """TokenEngine: the programs' engine over an engine client. A state is the token ids said so far.
 
 A fork is the same ids again: the ledger shares their pages by reference, copy on write, and nothing is sent twice
-within the engine but integers. What a branch computed stays in the radix index, unleased, until memory is short.
+within the engine but integers. What a branch will come back for is leased between its requests (`core.wire.Lease`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from phloem.core import wire
 from phloem.core.errors import InvalidRequest
 from phloem.core.request import Constraint, SamplingParams, TokenLogprob
-from phloem.lang.engine import Listener, Said, Score, Usage
+from phloem.lang.engine import Listener, Need, Said, Score, Usage
 from phloem.lang.ir import Gen, Method, Role
 from phloem.serve.client import RequestEvent
 from phloem.serve.openai.errors import failure_of
@@ -44,6 +44,9 @@ class Requests(Protocol):
 
     def stop_choice(self, request_id: str, choice: int) -> None:
         """Finish one choice: its text met a stop string."""
+
+    def release(self, leases: Sequence[str]) -> None:
+        """Nobody needs these prefixes any more."""
 
 
 class TokenState(msgspec.Struct, frozen=True):
@@ -132,10 +135,20 @@ class TokenEngine:
     def _tokenize(self, text: str, is_first: bool) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special=is_first, field="program"))
 
+    # -- what is needed again
+
+    def lease(self) -> str:
+        """A name of its own among all that the engine knows."""
+        return f"{self._run_id}/{next(self._numbers)}"
+
+    def release(self, leases: Sequence[str]) -> None:
+        """The engine may forget what these hold."""
+        self._requests.release(leases)
+
     # -- the model
 
     async def generate(
-        self, state: TokenState, gen: Gen, *, seed: int, place: str, listen: Listener
+        self, state: TokenState, gen: Gen, *, seed: int, place: str, listen: Listener, needs: Sequence[Need] = ()
     ) -> tuple[TokenState, Said]:
         """One request. A stop string ends the text, and the state, before itself."""
         params = SamplingParams(
@@ -148,7 +161,7 @@ class TokenEngine:
             stop=gen.stop,
             constraint=constraint_of(gen),
         )
-        submit = self._submit(state.tokens, params, place=place)
+        submit = self._submit(state.tokens, params, place=place, needs=needs)
         stops = StopStrings(gen.stop) if gen.stop else None
         choice = Choice(index=0, detokenizer=Detokenizer(self._tokenizer, stops=stops), include_stop=False)
         said = _Heard()
@@ -188,12 +201,12 @@ class TokenEngine:
         return ids
 
     async def score(
-        self, state: TokenState, choices: Sequence[str], *, method: Method, place: str
+        self, state: TokenState, choices: Sequence[str], *, method: Method, place: str, needs: Sequence[Need] = ()
     ) -> tuple[Sequence[Score], Usage]:
         """One request a choice, each the state's tokens and the choice's: only those after the state's last are
         computed, but for the first."""
         encoded = [self.encode(choice) for choice in choices]
-        given = [self._score(state.tokens, ids, place) for ids in encoded]
+        given = [self._score(state.tokens, ids, place, needs) for ids in encoded]
         alone: list[Awaitable[tuple[tuple[float, ...], Usage]]] = []
         if method == "unconditional_normalized":
             neutral = self._neutral_tokens(place)
@@ -206,13 +219,13 @@ class TokenEngine:
         return scores, sum((usage for _, usage in results), Usage())
 
     async def _score(
-        self, prefix: tuple[int, ...], ids: tuple[int, ...], place: str
+        self, prefix: tuple[int, ...], ids: tuple[int, ...], place: str, needs: Sequence[Need] = ()
     ) -> tuple[tuple[float, ...], Usage]:
         """Log-probabilities of `ids` after `prefix`."""
         params = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, prompt_logprobs_start=len(prefix) - 1, ignore_eos=True
         )
-        submit = self._submit(prefix + ids, params, place=place, is_empty=not prefix)
+        submit = self._submit(prefix + ids, params, place=place, needs=needs, is_empty=not prefix)
         entries: list[TokenLogprob] = []
         usage = Usage()
         async with aclosing(self._requests.generate(submit)) as events:
@@ -233,9 +246,11 @@ class TokenEngine:
         if constraint is not None and self._check_constraint is not None:
             await self._check_constraint(constraint, place)
 
-    async def warm(self, state: TokenState) -> Usage:
+    async def warm(self, state: TokenState, *, lease: str) -> Usage:
         """Compute a prefix for others to find: one token is generated after it, which nobody reads."""
-        submit = self._submit(state.tokens, SamplingParams(max_tokens=1, temperature=0.0), place="program")
+        params = SamplingParams(max_tokens=1, temperature=0.0)
+        needs = [Need(lease, len(state.tokens))]
+        submit = self._submit(state.tokens, params, place="program", needs=needs)
         usage = Usage()
         async with aclosing(self._requests.generate(submit)) as events:
             async for event in events:
@@ -257,13 +272,25 @@ class TokenEngine:
         return (min(self._tokenizer.eos_ids),)
 
     def _submit(
-        self, tokens: tuple[int, ...], params: SamplingParams, *, place: str, is_empty: bool = False
+        self,
+        tokens: tuple[int, ...],
+        params: SamplingParams,
+        *,
+        place: str,
+        needs: Sequence[Need],
+        is_empty: bool = False,
     ) -> wire.Submit:
         if not tokens or is_empty:
             raise InvalidRequest(f"{place}: nothing was said before; append some text first", field=place)
         fitted = fit_context(params, num_prompt_tokens=len(tokens), limits=self._limits, field=place)
-        name = f"{self._run_id}-{next(self._numbers)}"
-        return wire.Submit(name, tokens, fitted, priority=self._priority, namespace=self._namespace)
+        return wire.Submit(
+            f"{self._run_id}-{next(self._numbers)}",
+            tokens,
+            fitted,
+            priority=self._priority,
+            namespace=self._namespace,
+            leases=tuple(wire.Lease(need.lease, need.num_tokens) for need in needs),
+        )
 
 
 class _Heard:

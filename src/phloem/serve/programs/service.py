@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 
 import msgspec
 
@@ -17,7 +17,8 @@ from phloem.lang.prepare import Prepared, RunOptions, prepare
 from phloem.lang.run import Run, stream
 from phloem.serve.openai.backend import Backend
 from phloem.serve.openai.generation import Generation, Observer
-from phloem.serve.programs.engine import TokenEngine, TokenState
+from phloem.serve.programs.engine import MAX_REMEMBERED_CHARS, TokenEngine, TokenState
+from phloem.serve.programs.pages import PromisedPages
 from phloem.serve.programs.turns import TurnPieces
 from phloem.serve.programs.wire import ProgramRequest, ProgramResponse
 
@@ -34,6 +35,12 @@ SERVER_LIMITS = ProgramLimits(
 )
 
 
+MAX_REMEMBERED_BYTES = 1 << 20
+"""Of programs, as JSON: they are remembered as they were prepared."""
+
+_encode = msgspec.json.Encoder().encode
+
+
 class ProgramSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator allows: limits, and the functions that Call may reach. `max_parallel` requests of one program
     are under way at once; memory comes in pages of `tokens_per_page`."""
@@ -45,11 +52,14 @@ class ProgramSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProgramService:
-    """Judges programs and makes their runs."""
+    """Judges programs and makes their runs. A program that comes again is not judged and rewritten again."""
 
     def __init__(self, *, backend: Backend, settings: ProgramSettings) -> None:
         self._settings = settings
         self._turns = TurnPieces(backend.chat_template)
+        self._tokenizer = backend.tokenizer
+        self._pages = PromisedPages()
+        self._remembered: dict[bytes, Prepared] = {}  # the one used last is the last
 
     def num_places(self, request: ProgramRequest) -> int:
         """Places in the queue: one for each request that it may have under way at once."""
@@ -72,17 +82,36 @@ class ProgramService:
             priority=request.priority,
             check_constraint=lambda constraint, place: backend.constraints.check(constraint, field=place),
         )
+        prepared = self._prepared(request)
+        stats = backend.client.stats()
+        promise = self._pages.promise(
+            prepared.bounds.min_pages(self._settings.tokens_per_page), num_pages=stats.pages_total if stats else None
+        )
         return ProgramAnswer(
-            request, self._prepared(request), engine=engine, request_id=request_id, model=name, observer=observer
+            request, prepared, engine=engine, promise=promise, request_id=request_id, model=name, observer=observer
         )
 
     def _prepared(self, request: ProgramRequest) -> Prepared:
+        key = _encode((request.program, request.passes, request.limits))
+        prepared = self._remembered.pop(key, None) or self._prepare(request)
+        self._remembered[key] = prepared
+        while len(self._remembered) > 1 and sum(map(len, self._remembered)) > MAX_REMEMBERED_BYTES:
+            del self._remembered[next(iter(self._remembered))]
+        return prepared
+
+    def _prepare(self, request: ProgramRequest) -> Prepared:
         limits = self._settings.limits
         if request.limits is not None:
             limits = limits.tightened(request.limits)
         passes = ALL_PASSES if request.passes is None else request.passes
-        options = RunOptions(seed=request.seed, passes=passes, limits=limits, functions=self._settings.functions)
-        return prepare(request.program, options)
+        options = RunOptions(passes=passes, limits=limits, functions=self._settings.functions)
+        return prepare(request.program, options, count=self._count)
+
+    def _count(self, text: str) -> int:
+        """Tokens of a constant text: exactly, or at least where counting takes long."""
+        if len(text) > MAX_REMEMBERED_CHARS:
+            return self._tokenizer.least_tokens(text)
+        return len(self._tokenizer.encode(text, field="program"))
 
 
 class ProgramAnswer:
@@ -96,12 +125,14 @@ class ProgramAnswer:
         prepared: Prepared,
         *,
         engine: TokenEngine,
+        promise: AbstractContextManager[None],
         request_id: str,
         model: str,
         observer: Observer,
     ) -> None:
         self.is_stream = request.stream
         self._request, self._prepared, self._engine = request, prepared, engine
+        self._promise = promise
         self._request_id, self._model, self._observer = request_id, model, observer
         self._has_spoken = False
 
@@ -111,15 +142,17 @@ class ProgramAnswer:
         def make(emit: Callable[[Event], None]) -> Run[TokenState]:
             return self._prepared.run(self._engine, seed=self._request.seed, emit=emit)
 
-        async with aclosing(stream(make, self._request.arguments)) as events:
-            async for event in events:
-                self._observe(event)
-                yield event
+        with self._promise:
+            async with aclosing(stream(make, self._request.arguments)) as events:
+                async for event in events:
+                    self._observe(event)
+                    yield event
 
     async def whole(self) -> ProgramResponse:
         """The result only."""
         run = self._prepared.run(self._engine, seed=self._request.seed, emit=self._observe)
-        result = await run.execute(self._request.arguments)
+        with self._promise:
+            result = await run.execute(self._request.arguments)
         return ProgramResponse(
             id=self._request_id,
             created=int(time.time()),

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from phloem.core.errors import InvalidRequest
 from phloem.core.request import Constraint
+from phloem.runtime.grammar.compile import spelled
 from phloem.serve.text.formats.choose import TOOL_FORMATS
 from phloem.serve.text.formats.constraint import after_reasoning, arguments_schema, tool_constraint
 from phloem.serve.text.formats.deepseek import DEEPSEEK, THINK
 from phloem.serve.text.formats.hermes import HERMES
 from phloem.serve.text.formats.llama3 import LLAMA3
+from phloem.serve.text.formats.qwen3_coder import QWEN3_CODER
 from phloem.serve.text.formats.render import render_calls
 from phloem.serve.text.formats.spec import Call, Function, ToolFormat
 
@@ -60,7 +61,7 @@ def ids_of(text: str, special_ids: dict[str, int]) -> list[int]:
 
 def accepts(constraint: Constraint, text: str, special_ids: dict[str, int], *, whole: bool = True) -> bool:
     """Whether `text` may be generated; `whole`: and the answer end there."""
-    matcher = LLMatcher(TOKENIZER, LLMatcher.grammar_from_lark(constraint.text))
+    matcher = LLMatcher(TOKENIZER, spelled(constraint))
     assert not matcher.is_error(), matcher.get_error()
     ids = ids_of(text, special_ids)
     return matcher.try_consume_tokens(ids) == len(ids) and (not whole or matcher.is_accepting())
@@ -136,21 +137,16 @@ def test_reasoning_may_come_first_and_has_to_where_the_prompt_opened_it(special_
         (Constraint("json_object"), "{}", "[]"),
         (Constraint("regex", r"a/b\/[0-9]+"), "a/b/12", "a/b/"),
         (Constraint("choice", '["yes", "n\\"o"]'), 'n"o', "no"),
+        (Constraint("grammar", 'start: "{" /[a-z"]+/ other\nother: "}" // }\n'), '{a"b}', "{A}"),
+        (Constraint("grammar", 'root ::= "yes" | "no" [0-9]+ # "\n'), "no12", "no"),
     ],
     ids=lambda value: value.kind if isinstance(value, Constraint) else None,
 )
 def test_a_constraint_starts_after_the_reasoning(constraint: Constraint, good: str, bad: str) -> None:
     """Red when response_format and its kin reach into the reasoning of a model."""
-    after = after_reasoning(constraint, THINK, {}, field="response_format")
+    after = after_reasoning(constraint, THINK, {})
     assert accepts(after, f"Let me see: {bad}</think>\n{good}", {})
     assert not accepts(after, f"Let me see</think>\n{bad}", {})
-
-
-def test_a_grammar_after_reasoning_is_refused() -> None:
-    """Red when it is dropped without a word."""
-    with pytest.raises(InvalidRequest, match="turn that off") as caught:
-        after_reasoning(Constraint("grammar", "start: /a/"), THINK, {}, field="ebnf")
-    assert caught.value.field == "ebnf"
 
 
 def test_undeclared_arguments_are_not_generated() -> None:
@@ -166,6 +162,47 @@ def test_white_space_is_what_the_templates_write() -> None:
     constraint = constrained(HERMES, [STRICT])
     padded = render_calls(HERMES, [Call("wi", '{"city":   "Paris"}')])
     assert not accepts(constraint, padded, {})
+
+
+STRICT_TYPES = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}/[0-9]$"},
+        "kind": {"enum": ["a", "b"]},
+        "count": {"type": "integer"},
+        "tree": {"$ref": "#/$defs/tree"},
+    },
+    "required": ["name"],
+    "$defs": {
+        "tree": {"type": "object", "properties": {"next": {"$ref": "#/$defs/tree"}}, "additionalProperties": False}
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_good"),
+    [
+        ({"name": "Ada"}, True),
+        ({"name": "é\n<b"}, True),
+        ({"name": "Ada", "code": "AB/1", "kind": "b", "count": 3, "tree": {"next": {}}}, True),
+        ({"name": "Ada", "count": "three"}, False),
+        ({"name": "Ada Lovelace"}, False),
+        ({"name": "Ada", "code": "AB1"}, False),
+        ({"name": "Ada", "kind": "c"}, False),
+        ({"name": "Ada", "tree": {"other": 1}}, False),
+        ({"count": 3}, False),
+        ({"name": "Ada", "undeclared": "x"}, False),
+    ],
+    ids=str,
+)
+def test_arguments_between_tags_follow_their_schema(arguments: dict[str, Any], is_good: bool) -> None:
+    """Red when a format without JSON lets through what the others do not."""
+    function = Function(name="f", parameters=STRICT_TYPES, is_strict=True)
+    constraint = constrained(QWEN3_CODER, [function])
+    assert accepts(constraint, render_calls(QWEN3_CODER, [Call("f", json.dumps(arguments))]), {}) == is_good
+    free = constrained(QWEN3_CODER, [Function(name="f")], with_schemas=False)
+    assert accepts(free, render_calls(QWEN3_CODER, [Call("f", json.dumps(arguments))]), {})
 
 
 def test_specs_that_the_tests_name_have_their_tags_among_the_control_tokens() -> None:

@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from phloem.core.errors import InvalidRequest
 from phloem.core.request import Constraint
-from phloem.serve.text.formats.spec import Function, ReasoningFormat, ToolFormat
+from phloem.serve.text.formats.spec import Function, ReasoningFormat, ToolFormat, as_terminal
+from phloem.serve.text.formats.tagged import argument_rules, common_rules
 
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As the chat templates write JSON. Free white space would let a weak model go on with it forever."""
@@ -58,32 +58,33 @@ def tool_constraint(
     rules = ["%llguidance {}", *_answer(format, write, is_forced=is_forced)]
     rules += _reasoning(write, reasoning, has_begun=reasoning_has_begun, is_optional=not is_forced)
     rules += [f"calls: {_joined(section)}", f"call: {calls}"]
+    if format.argument_tags is not None:
+        rules += common_rules(format.argument_tags, quote=write.text)
     for index, function in enumerate(functions):
         head, tail = _around_arguments(format, function)
         schema = arguments_schema(function) if with_schemas or function.is_strict else ANY_OBJECT
-        rules.append(f"call_{index}: {_joined([write.text(head), _json(schema), write.text(tail)])}")
+        if format.argument_tags is None:
+            arguments = _json(schema)
+        else:
+            arguments = f"arguments_{index}"
+            rules += argument_rules(arguments, format.argument_tags, schema, quote=write.text, as_json_rule=_json)
+        rules.append(f"call_{index}: {_joined([write.text(head), arguments, write.text(tail)])}")
     return Constraint("structural", "\n".join(rules) + "\n")
 
 
-def after_reasoning(
-    constraint: Constraint, reasoning: ReasoningFormat, special_ids: Mapping[str, int], *, field: str
-) -> Constraint:
-    """`constraint` for what follows the reasoning that the prompt opened. InvalidRequest, naming `field`, for a Lark
-    grammar: its rules cannot stand inside another grammar."""
+def after_reasoning(constraint: Constraint, reasoning: ReasoningFormat, special_ids: Mapping[str, int]) -> Constraint:
+    """`constraint` for what follows the reasoning that the prompt opened."""
     match constraint.kind:
         case "json_schema":
             answer = _json(json.loads(constraint.text))
         case "json_object":
             answer = _json(ANY_OBJECT)
         case "regex":
-            answer = "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", constraint.text) + "/"
+            answer = as_terminal(constraint.text)
         case "choice":
             answer = "(" + " | ".join(quoted(choice) for choice in json.loads(constraint.text)) + ")"
         case _:
-            raise InvalidRequest(
-                f"{field}: a grammar cannot follow reasoning; turn that off with chat_template_kwargs",
-                field=field,
-            )
+            answer = "%grammar " + json.dumps(constraint.text)
     write = _Writer(special_ids)
     rules = ["%llguidance {}", "start: reasoning answer", f"answer: {answer}"]
     rules += _reasoning(write, reasoning, has_begun=True, is_optional=False)
