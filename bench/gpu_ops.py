@@ -23,7 +23,7 @@ from phloem.kernels.triton.linear import linear
 from phloem.kernels.triton.norm import add_rms_norm, rms_norm
 from phloem.kernels.triton.rope import rope_kv_write
 from phloem.kernels.triton.row_tensors import BucketSize, RowTensors, StepTensors
-from phloem.kernels.triton.rows import append_tokens, apply_plan, fill_inputs
+from phloem.kernels.triton.rows import apply_plan, fill_inputs
 from phloem.kernels.triton.sample import sample
 
 COPY_BANDWIDTH = 4.3e12  # bytes a second, read plus written, measured on an H200
@@ -151,8 +151,6 @@ def _row_cases() -> Iterator[Case]:
         what = f"decode, {num_rows} rows at 800"
         yield "apply_plan", what, 12 * num_rows, partial(apply_plan, plan, store)
         yield "fill_inputs", what, 440 * num_rows, partial(fill_inputs, plan, store, step, size, page_size=16)
-        rows = torch.arange(num_rows, dtype=torch.int32, device="cuda")
-        yield "append_tokens", what, 20 * num_rows, partial(append_tokens, rows, rows, store)
 
 
 def _decode_plan(num_rows: int) -> torch.Tensor:

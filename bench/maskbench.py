@@ -13,22 +13,23 @@ schema it cannot compile is refused with that reason, and nothing else may diffe
 from __future__ import annotations
 
 import argparse
-import datetime
 import gzip
 import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llguidance import LLMatcher
 
 from bench import machine, rows
+from bench.rows import Series
 from phloem.core.errors import InvalidRequest
 from phloem.core.request import Constraint
 from phloem.launch.models import locate
@@ -89,8 +90,7 @@ def judge(compiler: Compiler, entry: dict[str, Any]) -> Outcome:
     for index, instance in enumerate(entry.get("tests", [])):
         text = json.dumps(instance["data"], ensure_ascii=False)
         tokens = [*compiler.tokenize(text), END_ID]
-        beginning = Beginning(compiled.deep_copy(), end_ids=compiler.end_ids, mask_size=compiler.mask_size)
-        matcher = Matcher(lambda start=beginning: start)
+        matcher = _matcher(compiled, compiler)
         place, respelled = first_refused(matcher, tokens)
         counts[instance["valid"]] += 1
         num_tokens += len(tokens)
@@ -99,6 +99,10 @@ def judge(compiler: Compiler, entry: dict[str, Any]) -> Outcome:
             what = "accepted" if place is None else f"refused at token {place} of {len(tokens)}"
             differs.append(f"test #{index}: {what}")
     return Outcome(entry["id"], "", counts[True], counts[False], num_tokens, num_respelled, compile_ms, differs)
+
+
+def _matcher(compiled: LLMatcher, compiler: Compiler) -> Matcher:
+    return Matcher(lambda: Beginning(compiled.deep_copy(), end_ids=compiler.end_ids, mask_size=compiler.mask_size))
 
 
 def first_refused(matcher: Matcher, tokens: Sequence[int]) -> tuple[int | None, int]:
@@ -178,9 +182,27 @@ def _judge_batch(entries: list[dict[str, Any]]) -> list[Outcome]:
     return [judge(_Made.compiler, entry) for entry in entries]
 
 
-def _lines(found: dict[str, Any]) -> Iterator[str]:
-    for name, value in found.items():
-        yield f"{name:>22}  {value}"
+def series_of(outcomes: Sequence[Outcome], surprises: Sequence[str]) -> list[Series]:
+    """The run as metrics: the counts, each exception by name, and why schemas are refused."""
+    found = summary(outcomes)
+    compile_ms = found.pop("compile_ms")
+    counts = [_series("maskbench", name, count, "count") for name, count in found.items()]
+    counts.append(_series("maskbench", "unexpected", len(surprises), "count"))
+    times = [_series("maskbench", f"compile_{name}", value, "ms") for name, value in compile_ms.items()]
+    exceptions = [
+        _series("maskbench, published as failing", f"{outcome.id}: {'; '.join(outcome.differs)}", len(outcome.differs),
+                "instances")
+        for outcome in outcomes
+        if outcome.differs
+    ]  # fmt: skip
+    refused = [
+        _series("maskbench, why refused", reason, count, "schemas") for reason, count in reasons(outcomes).items()
+    ]
+    return [*counts, *times, *exceptions, *refused]
+
+
+def _series(workload: str, metric: str, value: float, unit: str) -> Series:
+    return Series(workload=workload, metric=metric, unit=unit, engine="phloem", values=(value,))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -189,29 +211,21 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--every", type=int, default=1, help="one of so many (default: all); else nothing is written")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
-    began_s = time.perf_counter()
     outcomes = run(every=options.every, num_processes=options.processes)
-    seconds = time.perf_counter() - began_s
-    found, surprises = summary(outcomes), unexpected(outcomes, read_expected())
-    print("\n".join(_lines({**found, "unexpected": len(surprises), "seconds": round(seconds, 1)})))
+    surprises = unexpected(outcomes, read_expected())
+    series = series_of(outcomes, surprises)
+    print(rows.table([one for one in series if one.workload == "maskbench"], ours="phloem", floors={}))
     print("\n".join(surprises))
     if options.every == 1:
-        result = {
-            "benchmark": "maskbench (development half)",
-            **found,
-            "unexpected": surprises,
-            "exceptions": [asdict(outcome) for outcome in outcomes if outcome.differs],
-            "refusal_reasons": reasons(outcomes),
-            "seconds": round(seconds, 1),
-            "machine": machine.measure(options.processes).describe(),
-            "command": "python -m bench.maskbench",
-            "versions": {"llguidance": version()},
-            "date": rows.now(),
-            "commit": rows.current_commit(),
-        }
-        path = rows.ROOT / "bench" / "results" / f"{datetime.date.today()}-maskbench.json"
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"wrote {path.relative_to(rows.ROOT)}")
+        context = rows.Context(
+            machine=machine.measure(options.processes).describe(),
+            command="python -m bench.maskbench",
+            versions={"llguidance": version()},
+            date=rows.now(),
+            commit=rows.current_commit(),
+        )
+        written = rows.write(rows.make_rows(series, [], floors={}, context=context), series, workload="maskbench")
+        print(f"wrote {written.relative_to(rows.ROOT)}")
     return int(bool(surprises))
 
 

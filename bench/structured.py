@@ -39,8 +39,8 @@ OURS = "phloem"
 UNFORCED, GOAL, QUIET = "phloem, forced tokens off", "goal: at least", "phloem, no adversary"
 LEAST_SAVED = 0.3
 URL = re.compile(r"http://[\d.]+:\d+")
-PHASE_S, NUM_PHASES, NUM_STREAMS = 5.0, 3, 4
-REST_S = 3.5
+PHASE_S, NUM_PHASES, NUM_STREAMS = 4.0, 3, 4
+REST_S = 2.0
 """After a phase: trials that are under way end."""
 MAX_TOKENS = 160
 PERSON = {
@@ -75,7 +75,7 @@ def forced(llm: LLM) -> tuple[list[Series], list[Series]]:
     ours, others = list[Series](), list[Series]()
     for temperature, is_batch in itertools.product((0.0, 0.8), (False, True)):
         on, off = list[ForcedRun](), list[ForcedRun]()
-        for _ in range(3):
+        for _ in range(2):
             on.append(_forced_run(llm, constraint, temperature, is_batch=is_batch))
             with mock.patch.object(Matcher, "force", return_value=[]):
                 off.append(_forced_run(llm, constraint, temperature, is_batch=is_batch))

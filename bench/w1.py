@@ -44,7 +44,7 @@ FLOORS = {
     ("0.6b", "decode_1k"): 0.30,
 }
 """From bytes and FLOPs at the peaks measured on an H200: 4.4 TB/s read, 790 TFLOP/s (issue 3)."""
-OPTIONS = {"max_running": 256, "max_step_tokens": 8192, "max_model_len": 2112, "page_size": 32, "policy": "fcfs"}
+OPTIONS = {"max_running": 256, "max_step_tokens": 8192, "max_model_len": 2112, "page_size": 64, "policy": "fcfs"}
 
 
 class Driver:
@@ -144,14 +144,14 @@ def measure(arguments: argparse.Namespace) -> Iterator[Series]:
             yield from measure_throughput(arguments, name, shape)
             free_memory()
         if f"single-{shape}" in chosen or f"shared-{shape}" in chosen:
-            yield from measure_latency(chosen, shape)
+            yield from measure_latency(arguments, shape)
             free_memory()
 
 
 def measure_throughput(arguments: argparse.Namespace, name: str, shape: str) -> list[Series]:
     """W1 on one shape, warm."""
     began_s = time.perf_counter()
-    driver = Driver(SHAPES[shape])
+    driver = Driver(SHAPES[shape], **dict(arguments.set))
     stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in driver.stages.finished())
     first_s, _ = driver.run(Work([tuple(range(128))], [1]))
     print(
@@ -169,9 +169,16 @@ def measure_throughput(arguments: argparse.Namespace, name: str, shape: str) -> 
     return series
 
 
-def measure_latency(chosen: Sequence[str], shape: str) -> list[Series]:
+def option(text: str) -> tuple[str, object]:
+    """page_size=128 -> an engine's option and its value."""
+    name, _, value = text.partition("=")
+    return name, int(value) if value.isdecimal() else value
+
+
+def measure_latency(arguments: argparse.Namespace, shape: str) -> list[Series]:
     """Single requests and shared prefixes on one shape."""
-    driver = Driver(SHAPES[shape], max_model_len=9216, max_running=64)
+    chosen = arguments.only.split(",")
+    driver = Driver(SHAPES[shape], max_model_len=9216, max_running=64, **dict(arguments.set))
     series: list[Series] = []
     if f"single-{shape}" in chosen:
         series += latency(driver, shape)
@@ -199,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="W1a,W1b,single-0.6b,single-14b,shared-14b")
     parser.add_argument("--passes", type=int, default=2, help="timed passes, one a seed")
     parser.add_argument("--warm-passes", type=int, default=2)
+    parser.add_argument("--set", nargs="*", type=option, default=[], metavar="OPTION=VALUE", help="engine options")
     parser.add_argument("--profile", action="store_true", help="where a step's time goes, on host and device")
     parser.add_argument("--trace", help="file for the profiler's table")
     parser.add_argument("--peer", choices=["transformers"], help="run it beside, in the same command")

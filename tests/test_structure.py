@@ -25,7 +25,8 @@ TORCH_FREE = ("phloem", "phloem.core", "phloem.runtime.sched", "phloem.runtime.l
               "phloem.launch.cli", "phloem.launch.serve")  # fmt: skip
 
 OPTIONS = (
-    "model served_model_name dtype quantize chat_template tool_format reasoning_format max_model_len seed "
+    "model served_model_name dtype quantize kv_cache_dtype deterministic "
+    "chat_template tool_format reasoning_format max_model_len seed "
     "device threads memory_gb page_size "
     "tp ep pp "
     "policy max_running max_step_tokens max_queue overlap prefix_cache "

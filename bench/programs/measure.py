@@ -2,7 +2,7 @@
 
 plain: the openai package, request after request; threads: the same, independent requests in threads; off: this
 language over POST /v1/programs, every pass off; on: every pass on. Each run has a cache salt of its own: its prefixes
-are cold.
+are cold. Tasks may be measured in several calls on one day: a call replaces its own rows in the result file.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import urllib.request
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import openai
 
 from bench import machine, rows
@@ -30,12 +31,22 @@ from bench.programs.oracle import Oracle
 from phloem import LLM, RunOptions
 from phloem.core import wire
 from phloem.lang.ir import to_json
-from phloem.lang.passes.pipeline import ALL_PASSES
 from phloem.launch.inprocess import InProcessRequests
 from phloem.launch.programs import ProgramRunner
 
+R = TypeVar("R")
+
 WAYS = ("plain", "threads", "off", "on")
-RESULTS = Path(__file__).parents[1] / "results"
+ENGINES = {
+    "plain": "openai client",
+    "threads": "openai client in threads",
+    "off": "program, passes off",
+    "on": "program",
+}
+ORACLE = "oracle: the least that any sharing computes"
+METRICS = {"wall_s": ("wall time", "s"), "computed": ("prompt tokens computed", "tokens"), "steps": ("steps", "steps"),
+           "generated": ("tokens generated", "tokens"), "requests": ("engine requests", "requests"),
+           "round_trips": ("HTTP round trips", "requests")}  # fmt: skip
 PAGE_SIZE = 32
 SEED = 7
 STATS_S = 0.3
@@ -51,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-write", action="store_true")
     options = parser.parse_args(arguments)
     names = options.tasks or list(tasks.ARGUMENTS)
-    measured = {name: {way: [] for way in WAYS} for name in names}
+    measured: dict[str, dict[str, list[dict[str, Any]]]] = {name: {way: [] for way in WAYS} for name in names}
     with Server(options.model) as server:
         for repetition in range(-1, options.repetitions):  # the first warms up
             for name in names:
@@ -60,20 +71,62 @@ def main(arguments: Sequence[str]) -> int:
                     if repetition >= 0:
                         measured[name][way].append(found)
     report = {name: {way: _median(runs) for way, runs in ways.items()} for name, ways in measured.items()}
+    series = [one for name, ways in measured.items() for way, runs in ways.items() for one in _series(name, way, runs)]
     with LLM(options.model) as llm:
         for name in names:
-            report[name]["sharing"] = {way: sharing(llm, name, way=way) for way in ("off", "on")}
+            report[name]["sharing"] = found = sharing(llm, name)
+            series += _shared(name, found)
     print(table(report))
     if not options.no_write:
-        context = {
-            "machine": machine.measure(2).describe(),
-            "command": shlex.join(["python", "-m", "bench", "programs", *arguments]),
-            "date": rows.now(), "commit": rows.current_commit(), "report": report,
-        }  # fmt: skip
-        path = RESULTS / f"{rows.now()[:10]}-programs.json"
-        path.write_text(json.dumps(context, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {path.name}", file=sys.stderr)
+        context = rows.Context(
+            machine=machine.measure(2).describe(),
+            command=shlex.join(["python", "-m", "bench", "programs", *arguments]),
+            versions={"python": sys.version.split()[0], "openai": openai.__version__},
+            date=rows.now(),
+            commit=rows.current_commit(),
+        )
+        print(f"wrote {write(series, context=context)}", file=sys.stderr)
     return 0
+
+
+def write(series: Sequence[rows.Series], *, context: rows.Context) -> Path:
+    """Rows of these series beside those of other tasks that were measured on the same day."""
+    ours, others = ([one for one in series if (one.engine == ENGINES["on"]) is mine] for mine in (True, False))
+    path = rows.RESULTS / f"{context.date[:10]}-programs.json"
+    workloads = {one.workload for one in series}
+    kept_rows = [one for one in _read(path, list[rows.Row]) if one.workload not in workloads]
+    kept_series = [one for one in _read(path.parent / "reps" / path.name, list[rows.Series])
+                   if one.workload not in workloads]  # fmt: skip
+    made = rows.make_rows(ours, others, floors={}, context=context)
+    return rows.write([*kept_rows, *made], [*kept_series, *series], workload="programs")
+
+
+def _read(path: Path, kind: type[list[R]]) -> list[R]:
+    return msgspec.json.decode(path.read_bytes(), type=kind) if path.exists() else []
+
+
+def _series(task: str, way: str, runs: list[dict[str, Any]]) -> list[rows.Series]:
+    return [
+        rows.Series(
+            workload=f"programs/{task}",
+            metric=metric,
+            unit=unit,
+            engine=ENGINES[way],
+            values=tuple(float(run[key]) for run in runs),
+        )
+        for key, (metric, unit) in METRICS.items()
+    ]
+
+
+def _shared(task: str, found: dict[str, int]) -> list[rows.Series]:
+    """Our prompt tokens computed in process beside the oracle's; a page a request more is allowed."""
+    note = f"at most {found['allowed']} allowed"
+    pairs = ((ENGINES["on"], found["computed"]), (ORACLE, found["least"]))
+    return [
+        rows.Series(workload=f"programs/{task}", metric="prompt tokens computed in process", unit="tokens",
+                    engine=engine, values=(float(value),), note=note)
+        for engine, value in pairs
+    ]  # fmt: skip
 
 
 class Server:
@@ -146,7 +199,7 @@ class Watched(InProcessRequests):
         vars(self).update(vars(requests))
         self._oracle = oracle
 
-    async def generate(self, submit: wire.Submit) -> AsyncGenerator[Any, None]:  # type: ignore[override]
+    async def generate(self, submit: wire.Submit) -> AsyncGenerator[Any, None]:
         """The request's events."""
         self._oracle.ask(submit.prompt)
         said: list[int] = []
@@ -159,7 +212,7 @@ class Watched(InProcessRequests):
             self._oracle.answered(submit.prompt, said)
 
 
-def sharing(llm: LLM, name: str, *, way: str) -> dict[str, int]:
+def sharing(llm: LLM, name: str) -> dict[str, int]:
     """Prompt tokens computed in this process, and the least that the oracle finds for the same requests."""
     oracle = Oracle()
     runner = ProgramRunner(
@@ -169,8 +222,7 @@ def sharing(llm: LLM, name: str, *, way: str) -> dict[str, int]:
         max_parallel=64,
         tokens_per_page=PAGE_SIZE,
     )
-    passes = () if way == "off" else ALL_PASSES
-    options = RunOptions(seed=SEED, passes=passes, namespace=f"{name}-{way}")
+    options = RunOptions(seed=SEED, namespace=f"{name}-oracle")
     result = runner.run(vars(authored)[name], tasks.ARGUMENTS[name], options)
     allowed = oracle.num_least + PAGE_SIZE * oracle.num_requests
     return {"computed": result.usage.computed_tokens, "least": oracle.num_least, "allowed": allowed}
@@ -200,7 +252,7 @@ def table(report: dict[str, Any]) -> str:
                 f"{name:17}{way:>9}{row['wall_s']:8.2f}{speedup:9.2f}{row['computed']:10.0f}{row['steps']:7.0f}"
                 f"{row['generated']:11.0f}{row['requests']:10.0f}{row['round_trips']:7.0f}"
             )
-        found = ways["sharing"]["on"]
+        found = ways["sharing"]
         lines.append(
             f"{'':17}in process, on: {found['computed']} computed, oracle {found['least']}, allowed {found['allowed']}"
         )

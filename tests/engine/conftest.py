@@ -40,6 +40,9 @@ class RecordingWorker:
         self.plans = []
         self.is_warm = True
 
+    def prepare(self):
+        return self.worker.prepare()
+
     def submit(self, plan):
         self.plans.append(plan)
         return self.worker.submit(plan)

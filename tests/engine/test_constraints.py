@@ -169,6 +169,21 @@ def test_plain_rows_still_overlap(start, depth):
     assert len(engine.tokens("plain")) == 60
 
 
+def test_aborts_while_a_mask_is_late(start):
+    """Red when a row that waits for its mask keeps a page or a row once its request has gone, or stands in the way of
+    others."""
+    for turns in range(1, 8):
+        engine = start(depth=1)
+        engine.null._is_late = lambda row: True
+        engine.submit("it", PROMPT, constraint=SCHEMA, seed=1, n=2, max_tokens=60)
+        engine.submit("plain", range(20, 33), seed=1, max_tokens=12)
+        engine.turn(turns)
+        engine.abort("it")
+        engine.run(max_turns=300)
+        assert engine.tokens("it") == []
+        assert len(engine.tokens("plain")) == 12
+
+
 def test_aborts_in_every_state(start):
     """Red when a constrained request that goes away keeps a page, a row, or its place at the gate."""
     for turns in range(8):

@@ -147,6 +147,9 @@ class Faulty:
         self.fail_rows = ()
         self.error = None
 
+    def prepare(self):
+        return self.worker.prepare()
+
     def submit(self, plan):
         handle = self.worker.submit(plan)
         return FaultyHandle(handle, self.fail_rows, self.error)

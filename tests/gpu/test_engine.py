@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from phloem.core.clock import ManualClock
-from phloem.core.plan import ALL_LOGITS, RowStart, StepPlan
-from phloem.core.request import SamplingParams
+from phloem.core.plan import ALL_LOGITS, LAST_LOGITS, RowStart, StepPlan
+from phloem.core.request import Constraint, SamplingParams
 from phloem.core.wire import Finished, Submit, Tokens
+from phloem.graph.cost import StepLoad
+from phloem.launch.text import tokenizer_json_of
 from phloem.models.catalog import define_dummy
-from phloem.runtime.grammar.grammars import Grammars, no_vocabulary
+from phloem.runtime.grammar.grammars import Grammars
+from phloem.runtime.grammar.vocabulary import Vocabulary
 from phloem.runtime.loop import Loop
 from phloem.runtime.mailbox import Mailbox
 from phloem.runtime.sched.build import SchedulerSettings, make_scheduler
@@ -27,30 +34,39 @@ LOGIT_NATS = 0.15
 """How far a log-probability in bfloat16 may be from the float32 one, for weights like these."""
 
 
-def gpu_worker(model: str, *, captures: bool):
+def gpu_worker(model: str, *, captures: bool, **changes):
+    from phloem.graph.lower.cuda import DeviceChoices
     from phloem.runtime.exec.build_cuda import build_on_cuda
+    from phloem.runtime.exec.built import StepBounds
 
+    definition = define_dummy(model)
+    end_ids = definition.eos_ids or (2,)
+    numbers = {"dtype": "auto", "quantize": "auto", "kv_cache_dtype": "auto", "deterministic": False}
+    choices = {name: changes.pop(name, usual) for name, usual in numbers.items()}
+    limits = LIMITS | changes
     return build_on_cuda(
-        define_dummy(model),
-        dtype="auto",
-        quantize="auto",
+        definition,
+        DeviceChoices(**choices, page_size=limits.pop("page_size")),
         memory_gb=0.5,
         overlap_depth=1,
         report=lambda stage, seconds: None,
         captures=captures,
-        grammars=Grammars(no_vocabulary),
-        **LIMITS,
+        grammars=Grammars(lambda: Vocabulary(tokenizer_json_of(model), definition.vocab_size, end_ids)),
+        bounds=StepBounds(limits.pop("max_running"), limits.pop("max_step_tokens")),
+        **limits,
     )
 
 
-def serve(built, requests, *, depth: int) -> dict[tuple[str, int], list[int]]:
+def serve(built, requests, *, depth: int, **changes) -> dict[tuple[str, int], list[int]]:
+    limits = LIMITS | changes
     settings = SchedulerSettings(
         num_pages=built.num_pages,
-        page_size=LIMITS["page_size"],
-        max_rows=LIMITS["max_running"],
-        max_step_tokens=LIMITS["max_step_tokens"],
+        page_size=limits["page_size"],
+        max_rows=limits["max_running"],
+        max_step_tokens=limits["max_step_tokens"],
         max_model_len=built.max_model_len,
         policy="fcfs",
+        prefix_cache=False,
     )
     inbox, outbox = Mailbox(), Mailbox()
     scheduler = make_scheduler(settings)
@@ -75,11 +91,19 @@ def requests(seed: int, count: int):
         {"temperature": 1.1, "seed": 6, "top_k": 30, "top_p": 0.9},
         {"temperature": 0.9, "seed": 7, "min_p": 0.05},
         {"temperature": 0.7, "seed": 8, "frequency_penalty": 0.5},
+        {"temperature": 0.9, "seed": 9, "repetition_penalty": 1.2, "min_tokens": 2, "logprobs": 5},
+        {"temperature": 0.0, "logit_bias": {17: 4.0, 40: -9.0}, "presence_penalty": 0.3},
+        {
+            "temperature": 1.0,
+            "seed": 10,
+            "constraint": Constraint("regex", "(yes|no)( [a-z]{2,9})*"),
+            "ignore_eos": False,
+        },
     ]
     return [
         (
             tuple(chance.randrange(3, 300) for _ in range(chance.randrange(1, 300))),
-            SamplingParams(max_tokens=chance.randrange(2, 60), ignore_eos=True, **kinds[index % len(kinds)]),
+            SamplingParams(max_tokens=chance.randrange(2, 60), **{"ignore_eos": True} | kinds[index % len(kinds)]),
         )
         for index in range(count)
     ]
@@ -92,6 +116,78 @@ def test_captured_steps_equal_eager_ones_bit_for_bit(model: str) -> None:
     wanted = serve(eager, requests(1, 24), depth=1)  # the same plans: sums depend on how many rows there are
     for _ in range(3):  # first eagerly, then captured, then replayed
         assert serve(captured, requests(1, 24), depth=1) == wanted
+        while captured.worker.prepare():
+            pass
+    assert captured.worker.is_warm
+
+
+def test_constrained_answers_match_and_others_do_not_change() -> None:
+    """Red when a mask reaches the device too late, in another row, or forced tokens are lost on the way."""
+    built = gpu_worker(MODELS[0], captures=True)
+    asked = requests(5, 16)
+    for _ in range(2):
+        tokens = serve(built, asked, depth=1)
+        decode = Tokenizer.from_str(tokenizer_json_of(MODELS[0])).decode
+        constrained = [index for index, (_, sampling) in enumerate(asked) if sampling.constraint is not None]
+        assert constrained
+        for index in constrained:
+            text = decode([token for token in tokens[f"{index}", 0] if token != 2])  # the end token
+            assert re.fullmatch("(yes|no)?( [a-z]{0,9})*|y|ye|n", text), text
+        plain = [request for request in asked if request[1].constraint is None]
+        assert all(len(tokens[f"{index}", 0]) for index in range(len(asked)))
+        assert len(serve(built, plain, depth=1)) == len(plain)
+
+
+@contextmanager
+def filled(left: int) -> Iterator[None]:
+    """The device has `left` bytes within the block."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    hog = torch.empty(torch.cuda.mem_get_info()[0] - left, dtype=torch.uint8, device="cuda")
+    try:
+        yield
+    finally:
+        del hog
+        torch.cuda.empty_cache()
+
+
+def test_a_step_that_does_not_fit_on_the_device_is_halved() -> None:
+    """Red when memory that runs out while serving fails a request, or changes an answer. The device is filled until a
+    step of 4,096 tokens, which takes some 50 MB, fails."""
+    built = gpu_worker(MODELS[2], captures=False, max_step_tokens=4096, max_model_len=2048, deterministic=True)
+    chance = random.Random(7)
+    asked = [
+        (tuple(chance.randrange(3, 40_000) for _ in range(1000)), SamplingParams(temperature=0, max_tokens=8))
+        for _ in range(8)
+    ]
+    wanted = serve(built, asked, depth=1, max_step_tokens=4096)
+    num_halved = 0
+
+    def counted() -> None:
+        nonlocal num_halved
+        num_halved += 1
+
+    built.worker._step.shrink = counted
+    for left_mb in (64, 48, 40, 32):
+        with filled(left_mb << 20):
+            assert serve(built, asked, depth=1, max_step_tokens=4096) == wanted
+        if num_halved:
+            return
+    pytest.fail("the steps always fitted")
+
+
+def test_a_profile_times_every_op_and_the_whole_step() -> None:
+    """Red when a profile loses an op, repeats with other counts, or changes what its rows answer afterwards."""
+    worker = gpu_worker(MODELS[0], captures=True).worker
+    start = RowStart(1, 0, tuple(range(3, 40)), 37, 0, (0, 1), SamplingParams(temperature=0), 0)
+    plan = StepPlan(step=0, starts=(start,), rows=(1,), num_tokens=(37,), logits=(LAST_LOGITS,))
+    load = StepLoad(num_tokens=37, context=37)
+    times = [worker.profile(plan, load) for _ in range(3)]
+    assert all(time.whole_s > 0 and all(op.seconds > 0 for op in time.ops) for time in times)
+    num_layers = len(define_dummy(MODELS[0]).layers)
+    assert [sum(op.op == "paged_attention" for op in time.ops) for time in times] == [num_layers] * 3
+    token = worker.submit(plan).wait().tokens
+    assert token == gpu_worker(MODELS[0], captures=False).worker.submit(plan).wait().tokens
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -6,7 +6,8 @@ import pytest
 
 from phloem.graph.cost import Cost, StepLoad, node_cost, total_cost
 from phloem.graph.ir import calls
-from phloem.graph.ops.lowered import paged_attention, rope_kv_write
+from phloem.graph.lower.small import fuse
+from phloem.graph.ops.lowered import paged_attention, rope_kv_write, select_rows
 from phloem.graph.ops.model import attention, embed, linear
 from phloem.graph.weights import stored_bytes
 from phloem.models.catalog import define_dummy
@@ -68,3 +69,20 @@ def test_a_decode_step_reads_every_weight_once(compiled) -> None:
     rotary = 28 * 64 * 4
     assert cost.weight_bytes == weights + rotary
     assert cost.flops == pytest.approx(2 * weights / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("model", ["qwen3-tiny", "mistral-tiny"])
+def test_fused_ops_move_what_their_parts_move(compiled, model: str) -> None:
+    """Red if a fused op is not charged for its cache, its weights or its products."""
+    load = StepLoad(num_tokens=1, context=30)
+    step = compiled(model)
+    parts, fused = (total_cost(each.graph, load, stored) for each in (step, fuse(step)))
+    assert (fused.weight_bytes, fused.kv_bytes) == (parts.weight_bytes, parts.kv_bytes)
+    assert fused.activation_bytes < parts.activation_bytes
+    assert fused.flops == pytest.approx(parts.flops, rel=0.02)
+
+
+def test_selected_rows_are_all_that_is_read(compiled) -> None:
+    """Red if the rows that do not go on are charged."""
+    node = next(iter(calls(compiled("llama-tiny").graph, select_rows)))
+    assert node_cost(node, LOAD, stored).num_bytes in (2 * 2 * 64 * 2, 2 * 2 * 64 * 4)

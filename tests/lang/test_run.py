@@ -94,6 +94,40 @@ def test_values_are_typed(author: Author, run: Runner, engine: Any) -> None:
     assert isinstance(result["b"], bool)
 
 
+TYPED = """
+import msgspec
+
+class Note(msgspec.Struct):
+    stars: int
+
+class Other(msgspec.Struct):
+    stars: int
+
+@program
+def p(s):
+    s += "a" + gen("own", type=Note) + gen("gone", type=Note)
+    s["gone"] = s["gone"]["stars"]
+    with s.Map([1, 2], name="notes") as m:
+        m += gen("note", type=Note)
+    pair = s.fork(2, name="pair")
+    pair[0] += gen("x", type=Note)
+    pair[1] += gen("x", type=Other)
+    inner = pair[1].fork(1, name="inner")
+    inner[0] += gen("deep", type=Note)
+    s.join(pair)
+"""
+
+
+def test_structs_come_back_as_structs_wherever_they_are(author: Author, run: Runner, engine: Any) -> None:
+    """Red when a struct in a branch's record is a plain record, has a sibling's type, or keeps the type of what its
+    variable held before."""
+    engine._says = '{"stars": 3}'
+    result, _ = run(author(TYPED))
+    assert [type(record["note"]).__name__ for record in result["notes"]] == ["Note", "Note"]
+    assert [type(record["x"]).__name__ for record in result["pair"]] == ["Note", "Other"]
+    assert result["pair"][1]["inner"][0]["deep"].stars == result["own"].stars == result["gone"] == 3
+
+
 def test_text_that_is_not_of_its_type_is_the_models_failure(author: Author, run: Runner, engine: Any) -> None:
     """Red when unparsable text is a traceback, or the author's fault."""
     engine._says = "{"

@@ -129,6 +129,18 @@ return s["notes"], s["n"]
         ("s += None.x", r"AttributeError"),
         ("s['a b'] = 1", r"not a name"),
         ("return s['nothing']", r"no value here"),
+        ("s += f'{[x]}'", r"one f-string for each"),
+        ("y = x.__class__", r"`__class__`"),
+        ("y = isinstance\nz = y(x, str)", r"under another name"),
+        ("y = hasattr(x, 'a')", r"`hasattr`"),
+        ("for y in s: pass", r"no list of its variables"),
+        ("y = 'a' in s", r"whether a variable has a value"),
+        ("y = s[0]", r"not a name for a variable"),
+        ("s += f'{s}'", r"read a variable"),
+        ("s += f\"{gen('a')}\"", r"append it"),
+        ("s['v'] = float('nan')", r"JSON has no such number"),
+        ("with s.If(x):\n    assert 1 > 2", r"AssertionError"),
+        ("with s.Map(['a'], name='n') as m:\n    m['v'] = 1\ns += f\"{m['v']}\"", r's\["n"\]\[0\]\["v"\]'),
     ],
 )  # fmt: skip
 def test_what_cannot_be_captured_names_the_line(author: Author, source: str, says: str) -> None:

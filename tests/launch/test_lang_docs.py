@@ -26,6 +26,6 @@ def test_the_code_runs_and_the_pictures_are_current(tmp_path: Path) -> None:
     namespace["llm"].close()
     programs = {name: value for name, value in namespace.items() if isinstance(value, ProgramFunction)}
     pictures = dict(PICTURE.findall(PAGE))
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     for name, file in pictures.items():
         assert (DOCS / file).read_text(encoding="utf-8") == show_svg(programs[name].trace()), name

@@ -67,7 +67,7 @@ def test_help_states_bounds_and_defaults(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert "token budget of one step (>= 1, <= 16384; default 1024)" in text
+    assert "token budget of one step; default: 1024 on a CPU, 8192 on a GPU (>= 1, <= 16384)" in text
     assert "port to listen on; 0: any free one (>= 0, <= 65535; default 8000)" in text
 
 

@@ -133,6 +133,24 @@ def test_every_kind(llm, constraint, pattern):
     assert output.outputs[0].finish_reason == "length" or re.fullmatch(pattern, output.text)
 
 
+def test_a_bias_chooses_among_what_the_constraint_allows(llm):
+    """Red when a bias lets a forbidden token through, or the constraint makes it ineffective."""
+    yes, no, other = (llm._text.tokenizer.encode(text)[0] for text in ("yes", "no", "zebra"))
+    constraint = Constraint("choice", '["yes", "no"]')
+    for wanted, text in ((yes, "yes"), (no, "no")):
+        params = SamplingParams(constraint=constraint, max_tokens=9, seed=1, logit_bias={wanted: 60.0, other: 100.0})
+        assert llm.generate(PROMPT, params, progress=False)[0].text == text
+
+
+def test_a_cached_prefix_changes_nothing(llm):
+    """Red when a constrained answer depends on how much of its prompt was in the cache."""
+    params = SamplingParams(constraint=of_schema(SCHEMAS["person"]), max_tokens=80, seed=3)
+    prompt = "A long prompt, so that whole pages of it are shared. " * 12 + PROMPT
+    first, again = (llm.generate(prompt, params, progress=False)[0] for _ in range(2))
+    assert again.usage.cached_tokens > first.usage.cached_tokens
+    assert again.outputs[0].token_ids == first.outputs[0].token_ids
+
+
 @pytest.mark.parametrize(
     ("params", "field"),
     [
@@ -151,7 +169,7 @@ def test_offline_refusals_are_typed(llm, params, field):
 
 def test_a_row_that_cannot_go_on_fails_alone(llm):
     """Red when a grammar that becomes too complex while it is followed ends anything but its own request."""
-    hopeless = SamplingParams(constraint=Constraint("regex", "(a?){2000}a{2000}"), max_tokens=8)
+    hopeless = SamplingParams(constraint=Constraint("regex", "[0-9]{99}(a?){2000}a{2000}"), max_tokens=140)
     with pytest.raises(RequestFailed, match="constraint cannot be followed"):
         llm.generate(PROMPT, hopeless, progress=False)
     assert llm.generate(PROMPT, SamplingParams(max_tokens=2), progress=False)[0].text
@@ -162,6 +180,10 @@ WIDE = {"type": "object", "properties": {f"property_{index}": {"type": "integer"
 
 def as_format(schema) -> dict:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
+
+def tool(name: str, parameters: dict | None = None) -> dict:
+    return {"type": "function", "function": {"name": name, "parameters": parameters or {"type": "object"}}}
 
 
 HOSTILE = {
@@ -176,7 +198,22 @@ HOSTILE = {
     "alternations": ({"regex": "|".join(f"(a|b|{index})*" for index in range(60_000))}, "regex"),
     "grammar": ({"ebnf": "root ::= nowhere"}, "ebnf"),
     "structured": ({"structured_outputs": {"grammar": "start: ("}}, "structured_outputs"),
+    "two megabytes of regex": ({"regex": "(a|b)" * 400_000}, "regex"),
+    "grammar of itself": ({"guided_grammar": "start: start"}, "guided_grammar"),
+    "a name twice": ({"tools": [tool("f"), tool("g"), tool("f")]}, "tools[2].function.name"),
+    "a thousand tools": ({"tools": [tool(f"f{number}") for number in range(1_000)]}, "tools"),
+    "a control token as a name": ({"tools": [tool("<|im_end|>")]}, "tools[0].function.name"),
+    "a tool that wants the impossible": (
+        {"tools": [tool("f", {"type": "object", "properties": {"x": {"minimum": 2, "maximum": 1, "type": "integer"}},
+                              "required": ["x"]})], "tool_choice": "required"}, "tools[0].function.parameters"),
+    "a tool that is its own argument": (
+        {"tools": [tool("f", {"type": "object", "properties": {"x": {"$ref": "#"}}, "required": ["x"]})],
+         "tool_choice": "required"}, "tools[0].function.parameters"),
 }  # fmt: skip
+
+
+TAKE_TIME = ("slow", "a tool that is its own argument")
+"""More than warden.QUICK_CPU_S."""
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -186,7 +223,7 @@ def test_hostile_constraints_get_a_400_and_the_server_goes_on(server, name):
     began_s = time.monotonic()
     chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, **body}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=30)
-    if name == "slow" and answer.status_code == 503:  # the machine that runs the tests is busy
+    if name in TAKE_TIME and answer.status_code == 503:  # the machine that runs the tests is busy
         assert int(answer.headers["retry-after"]) > 0
         assert time.monotonic() - began_s < 8
         return
@@ -198,6 +235,62 @@ def test_hostile_constraints_get_a_400_and_the_server_goes_on(server, name):
         assert httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=30).status_code == 400
         assert time.monotonic() - began_s < 1
     assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
+
+
+EXPLODING = "((a{1,100}){1,100}){1,100}b"
+CATASTROPHIC = [EXPLODING, "(a+)+$", "(a|a)*b", "(a|aa)+c", "(.*)*x", "(x+x+)+y", r"^(\w+\s?)*$", "(a?){500}a{500}"]
+
+
+@pytest.mark.parametrize("pattern", CATASTROPHIC)
+def test_expressions_that_are_catastrophic_elsewhere_are_not_here(server, pattern):
+    """Red when an expression that sends a backtracking engine into exponential time delays an answer, or others."""
+    began_s = time.monotonic()
+    body = {"prompt": "a", "max_tokens": 30, "guided_regex": pattern}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+    assert answer.status_code in (200, 400), answer.text
+    assert time.monotonic() - began_s < 10
+    if answer.status_code == 400:
+        assert answer.json()["error"]["param"] == "guided_regex"
+    assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
+
+
+def slow_schema(name: str) -> dict:
+    return {"type": "object", "properties": {f"{name}_{index}": {"type": "integer"} for index in range(11_000)}}
+
+
+def test_a_client_that_leaves_while_its_schema_is_tried(start_server):
+    """Red when its place in the server is never given back, or the verdict of a trial that nobody waits for any more
+    ends anything."""
+    small = start_server("--max-queue", "3")
+    honest = {"prompt": "a", "max_tokens": 4, "regex": "honest"}
+    httpx.post(f"{small.url}/v1/completions", json=honest, timeout=30).raise_for_status()
+    for number in range(3):
+        body = {"prompt": "a", "guided_json": slow_schema(f"left{number}")}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{small.url}/v1/completions", json=body, timeout=httpx.Timeout(10, read=0.02))
+    time.sleep(0.5)
+    answers = [httpx.post(f"{small.url}/v1/completions", json=honest, timeout=30) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    small.close()
+
+
+def test_a_server_drains_while_a_schema_is_tried(start_server):
+    """Red when a trial under way keeps a server from stopping, or its client gets no answer."""
+    draining = start_server("--drain-timeout-s", "1")
+    statuses: list[int] = []
+
+    def ask() -> None:
+        body = {"prompt": "a", "guided_json": slow_schema("drained")}
+        statuses.append(httpx.post(f"{draining.url}/v1/completions", json=body, timeout=30).status_code)
+
+    with ThreadPoolExecutor(1) as pool:
+        httpx.post(f"{draining.url}/v1/completions", json={"prompt": "a", "regex": "warm"}, timeout=30)
+        asked = pool.submit(ask)
+        time.sleep(0.15)
+        draining.process.terminate()
+        assert draining.process.wait(20) == 0
+        asked.exception(10)
+    assert not statuses or statuses[0] in (400, 499, 503)
 
 
 def test_a_server_answers_in_json(server):

@@ -101,6 +101,15 @@ class Watch:
 
     def __init__(self):
         self.log, self.worker, self.is_warm = [], null_worker(), True
+        self.num_to_prepare = 0
+
+    def prepare(self):
+        if not self.num_to_prepare:
+            return False
+        self.num_to_prepare -= 1
+        self.log.append(("prepare", self.num_to_prepare))
+        self.is_warm = not self.num_to_prepare
+        return True
 
     def submit(self, plan):
         self.log.append(("submit", plan.step))
@@ -163,6 +172,22 @@ def test_stats_say_whether_the_worker_is_warm():
             pass
         stats = [event for event in outbox.poll(0.0) if isinstance(event, Stats)]
         assert stats[-1].is_warm is is_warm
+
+
+def test_an_idle_loop_prepares_before_it_waits():
+    """Red if a busy loop prepares, an idle one waits for commands while something is left to prepare, or nobody hears
+    that the worker is warm now."""
+    watch, outbox = Watch(), Mailbox()
+    loop = loop_with(worker=watch, outbox=outbox)
+    watch.num_to_prepare, watch.is_warm = 2, False
+    loop._inbox.send([ask(max_tokens=3, ignore_eos=True)])
+    assert loop.turn()
+    assert watch.log[0] == ("prepare", 1), "nothing had come yet"
+    while loop.turn():
+        assert watch.num_to_prepare == 1, "busy"
+    assert watch.log[-1] == ("prepare", 0)
+    assert outbox.poll(0.0)[-1].is_warm
+    assert loop.turn(timeout_s=0.0) is False
 
 
 class Stuck:

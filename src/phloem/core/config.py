@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Dtype = Literal["auto", "bfloat16", "float32"]
-Quantize = Literal["auto", "none", "int8", "int4"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Quantize = Literal["auto", "none", "int8", "int4", "fp8"]
+KvCacheDtype = Literal["auto", "fp8"]
 Policy = Literal["fcfs", "lpm", "priority"]
 ToolFormatName = Literal[
-    "auto", "none", "hermes", "llama3", "mistral", "mistral-v11", "deepseek", "deepseek-v3.1"
+    "auto", "none", "hermes", "llama3", "mistral", "mistral-v11", "deepseek", "deepseek-v3.1", "qwen3-coder"
 ]  # fmt: skip
 ReasoningFormatName = Literal["auto", "none", "think", "mistral"]
 
@@ -30,6 +31,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         "auto"
     )
     quantize: Annotated[Quantize, Meta(description="weight storage; auto: as the checkpoint stores it")] = "auto"
+    kv_cache_dtype: Annotated[
+        KvCacheDtype,
+        Meta(description="type of cached keys and values; auto: the activation type; fp8: half of it (GPU)"),
+    ] = "auto"
+    deterministic: Annotated[
+        bool,
+        Meta(description="a request's bits depend on nothing that runs beside it, as always on a CPU; slower on a GPU"),
+    ] = False
     chat_template: Annotated[str | None, Meta(description="file with a Jinja chat template; default: the model's")] = (
         None
     )
@@ -64,8 +73,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # -- scheduling
     policy: Annotated[Policy, Meta(description="who goes first among the waiting")] = "lpm"
-    max_running: Annotated[int, Meta(ge=1, le=4096, description="sequences running at once")] = 64
-    max_step_tokens: Annotated[int, Meta(ge=1, le=16384, description="token budget of one step")] = 1024
+    max_running: Annotated[
+        Annotated[int, Meta(ge=1, le=4096)] | None,
+        Meta(description="sequences running at once; default: 64 on a CPU, 256 on a GPU"),
+    ] = None
+    max_step_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=16384)] | None,
+        Meta(description="token budget of one step; default: 1024 on a CPU, 8192 on a GPU"),
+    ] = None
     max_queue: Annotated[int, Meta(ge=1, description="requests open at once before the server answers 503")] = 1024
     overlap: Annotated[
         Literal["auto", "0", "1"], Meta(description="steps planned ahead; auto: 0 on CPU, 1 on a GPU")

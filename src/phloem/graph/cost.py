@@ -78,8 +78,14 @@ def node_cost(node: fx.Node, load: StepLoad, stored: Callable[[str], int]) -> Co
     special = {
         "embed": _embed,
         "linear": _linear,
+        "linear_fp8": _linear,
         "attention": _attention,
         "paged_attention": _paged_attention,
+        "select_rows": _select_rows,
+        "norm_linear": _fused_linear,
+        "norm_gated_linear": _fused_linear,
+        "linear_add": _fused_linear,
+        "rope_attention": _rope_attention,
         "moe": _moe,
         "moe_exchange": _moe,
     }
@@ -122,6 +128,28 @@ def _moe(node: fx.Node, load: StepLoad, cost: Cost) -> Cost:
     touched = 1 - (1 - top_k / load.size(experts)) ** tokens
     flops = 6 * tokens * top_k * hidden * load.size(width)
     return Cost(weight_bytes=round(cost.weight_bytes * touched), activation_bytes=cost.activation_bytes, flops=flops)
+
+
+def _select_rows(node: fx.Node, load: StepLoad, cost: Cost) -> Cost:
+    """Only the rows that go on are read."""
+    return Cost(activation_bytes=2 * load.num_bytes(spec_of(node)))
+
+
+def _fused_linear(node: fx.Node, load: StepLoad, cost: Cost) -> Cost:
+    """A product with the only matrix among its parameters, and little else."""
+    sizes = [prod(map(load.size, spec_of(arg).shape)) for arg in node.all_input_nodes if arg.op == "get_attr"]
+    return cost + Cost(flops=2 * load.num_tokens * max(sizes))
+
+
+def _rope_attention(node: fx.Node, load: StepLoad, cost: Cost) -> Cost:
+    """The new tokens' keys and values are written, and all of them read."""
+    cache = next(arg for arg in node.all_input_nodes if arg.op == "placeholder" and len(spec_of(arg).shape) > 2)
+    new, window = load.num_tokens // load.num_rows, _window(node, load)
+    num_kv = load.num_rows * (min(load.context, window + new - 1) + new)
+    numbers = prod(map(load.size, spec_of(node).shape)) // load.num_tokens
+    seen = sum(min(position + 1, window) for position in range(load.context - new, load.context))
+    kv_bytes = num_kv * _bytes_per_token(spec_of(cache), load)
+    return cost + Cost(kv_bytes=kv_bytes, flops=4 * numbers * seen * load.num_rows)
 
 
 def _attention(node: fx.Node, load: StepLoad, cost: Cost) -> Cost:

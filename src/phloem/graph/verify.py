@@ -10,7 +10,7 @@ from torch import fx
 
 from phloem.graph.ir import STEP_INPUTS, GraphError, Stage, cache_name, cache_spec, placeholders, target_name
 from phloem.graph.ops.contract import Op, ShapeError, Spec
-from phloem.graph.ops.vocabulary import COLLECTIVE_OPS, LOWERED_OPS, OPS
+from phloem.graph.ops.vocabulary import COLLECTIVE_OPS, EXPERT_OPS, LOWERED_OPS, OPS, QUANTIZED_OPS
 from phloem.memory.spec import FullAttention
 
 Specs = Spec | tuple[Spec, ...]
@@ -27,8 +27,8 @@ def verify(
         stage.graph.lint()
     except RuntimeError as error:
         raise GraphError(f"after {stage.name}: {error}") from error
-    ops = {**LOWERED_OPS, **COLLECTIVE_OPS} if lowered else OPS
-    allowed = {id(op) for op in ops.values()} | {id(operator.getitem)}
+    vocabulary = {**LOWERED_OPS, **EXPERT_OPS, **COLLECTIVE_OPS, **QUANTIZED_OPS} if lowered else OPS
+    allowed = {id(op) for op in vocabulary.values()} | {id(operator.getitem)}
     allowed |= set() if lowered else {id(operator.add)}
     for node in stage.graph.nodes:
         if node.op == "call_function" and id(node.target) not in allowed:

@@ -79,7 +79,29 @@ class Columns:
         return num_rows, len(range(num_columns)[self.index])
 
 
-WeightRecipe = Stored | Constant | Rows | Columns | Concat
+@dataclass(frozen=True, eq=False)
+class Fp8Numbers:
+    """The rows of `source` as 8-bit floats (graph/ops/fp8), to be multiplied by its `Fp8Scales`. Made on a device."""
+
+    source: WeightRecipe
+
+    @property
+    def shape(self) -> Shape:
+        return self.source.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Fp8Scales:
+    """The factors of those rows, float32 [rows, 1]."""
+
+    source: WeightRecipe
+
+    @property
+    def shape(self) -> Shape:
+        return (self.source.shape[0], 1)
+
+
+WeightRecipe = Stored | Constant | Rows | Columns | Concat | Fp8Numbers | Fp8Scales
 
 
 def load_raw(recipe: WeightRecipe, checkpoint: Checkpoint) -> RawWeight:
@@ -96,6 +118,8 @@ def load_raw(recipe: WeightRecipe, checkpoint: Checkpoint) -> RawWeight:
             return load_raw(source, checkpoint).columns(index)
         case Concat(parts):
             return _joined([load_raw(part, checkpoint) for part in parts])
+        case Fp8Numbers() | Fp8Scales():
+            raise AssertionError("8-bit floats are made on the device, from the source's numbers")
 
 
 def to_torch(raw: RawWeight, dtype: torch.dtype) -> torch.Tensor:
@@ -110,7 +134,7 @@ def sources(recipe: WeightRecipe) -> Iterator[Stored]:
     match recipe:
         case Stored():
             yield recipe
-        case Rows(source, _) | Columns(source, _):
+        case Rows(source, _) | Columns(source, _) | Fp8Numbers(source) | Fp8Scales(source):
             yield from sources(source)
         case Concat(parts):
             for part in parts:
@@ -127,7 +151,7 @@ def stored_bytes(recipe: WeightRecipe, checkpoint: Checkpoint) -> int:
         case Stored(name, _):
             entry = checkpoint.tensors.entries.get(name)
             return 0 if entry is None else entry.num_bytes
-        case Rows(source, _) | Columns(source, _):
+        case Rows(source, _) | Columns(source, _) | Fp8Numbers(source) | Fp8Scales(source):
             return stored_bytes(source, checkpoint) * prod(recipe.shape) // prod(source.shape)
         case Concat(parts):
             return sum(stored_bytes(part, checkpoint) for part in parts)

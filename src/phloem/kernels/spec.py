@@ -107,12 +107,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Call:
-    """One use of an op: the activation type, the weight storage (if it takes a weight) and named sizes."""
+    """One use of an op: the activation type, the storage of its weight or of the cache it touches, and named sizes."""
 
     op: str
     dtype: str  # "bfloat16" or "float32"
     storage: str | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    batch_invariant: bool = False  # a token's result must not depend, in any bit, on what else is in the call
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,11 @@ def needs_storage(*storages: str) -> Requirement:
     return Requirement(
         f"takes weights stored as {' or '.join(storages)}", lambda machine, call: call.storage in storages
     )
+
+
+def varies_with_the_batch() -> Requirement:
+    """For implementations that sum in another order for another number of tokens or rows."""
+    return Requirement("its sums depend on what else is in the batch", lambda machine, call: not call.batch_invariant)
 
 
 def needs_multiple(size: str, of: int) -> Requirement:

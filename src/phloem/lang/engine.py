@@ -24,12 +24,6 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
 
-class Piece(msgspec.Struct, frozen=True):
-    """New text of a generation."""
-
-    text: str
-
-
 class Said(msgspec.Struct, frozen=True):
     """A generation is over. `finish` is "stop" or "length"."""
 

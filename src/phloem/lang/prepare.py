@@ -21,9 +21,10 @@ from phloem.lang.limits import ProgramLimits
 from phloem.lang.passes.bounds import Bounds, CountTokens, bounds, least_tokens
 from phloem.lang.passes.context import PassContext
 from phloem.lang.passes.pipeline import ALL_PASSES, rewrite
-from phloem.lang.places import places_of
 from phloem.lang.run import Run, bind
+from phloem.lang.state import TypePath
 from phloem.lang.verify import numbered, verify
+from phloem.lang.walk import places_of
 
 S = TypeVar("S")
 
@@ -48,7 +49,7 @@ class Traceable(Protocol):
         """Its IR."""
 
     @property
-    def types(self) -> Mapping[str, type]:
+    def types(self) -> Mapping[TypePath, type]:
         """Types that variables are converted to."""
 
 
@@ -59,7 +60,7 @@ class Prepared:
     """A program that may run any number of times."""
 
     def __init__(
-        self, program: Program, *, source: Program, options: RunOptions, types: Mapping[str, type], bounds: Bounds
+        self, program: Program, *, source: Program, options: RunOptions, types: Mapping[TypePath, type], bounds: Bounds
     ) -> None:
         self.program = program
         self.bounds = bounds
@@ -110,18 +111,32 @@ class Prepared:
         """Variables as the types their author gave. ProgramError when one does not fit."""
         if not self._types:
             return result
-        variables = dict(result.variables)
-        for name in variables.keys() & self._types.keys():
+        variables: dict[str, Any] = result.variables
+        for path, kind in self._types.items():
             try:
-                variables[name] = msgspec.convert(variables[name], self._types[name])
+                variables = _converted(variables, path, kind)
             except msgspec.ValidationError as error:
+                name = str(path[-1])
                 raise ProgramError(f"{name}: {error}", field=name) from error
         return msgspec.structs.replace(result, variables=variables)
 
 
+def _converted(value: Any, path: TypePath, kind: type) -> Any:
+    """The value with what is at `path` converted, where it is there: not every branch sets what another does."""
+    match value, path:
+        case _, ():
+            return msgspec.convert(value, kind)
+        case dict(), (str(name), *rest) if name in value:
+            return {**value, name: _converted(value[name], tuple(rest), kind)}
+        case list(), (index, *rest):
+            return [_converted(each, tuple(rest), kind) if index in (None, i) else each for i, each in enumerate(value)]
+        case _:
+            return value
+
+
 def prepare(program: AnyProgram, options: RunOptions, *, count: CountTokens = least_tokens) -> Prepared:
     """A program from `@program`, the IR, its JSON text, or parsed JSON. ProgramError says what is wrong."""
-    types: Mapping[str, type] = program.types if isinstance(program, Traceable) else {}
+    types: Mapping[TypePath, type] = program.types if isinstance(program, Traceable) else {}
     source = numbered(as_program(program))
     verify(source, limits=options.limits, functions=options.functions)
     context = PassContext(functions=options.functions, limits=options.limits)

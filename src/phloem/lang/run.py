@@ -41,11 +41,10 @@ from phloem.lang.ir import (
 )
 from phloem.lang.limits import ProgramLimits
 from phloem.lang.meter import Meter
-from phloem.lang.places import places_of
 from phloem.lang.scoring import best
 from phloem.lang.values import parsed
 from phloem.lang.verify import check_choices
-from phloem.lang.walk import nodes_in
+from phloem.lang.walk import nodes_in, places_of
 
 S = TypeVar("S")
 

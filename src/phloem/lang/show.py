@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
+
+from msgspec.structs import asdict
 
 from phloem.lang.expr import Const, show_expr, text_of
 from phloem.lang.ir import (
@@ -27,9 +30,8 @@ from phloem.lang.walk import blocks_of
 
 INDENT = "    "
 MAX_LABEL_CHARS = 60
-_GEN_DEFAULTS = Gen(name="x")
-_GEN_FIELDS = ("max_tokens", "stop", "temperature", "top_p", "top_k", "min_p", "seed", "regex", "json_schema",
-               "choices", "grammar", "parse")  # fmt: skip
+_GEN_DEFAULTS = asdict(Gen(name="x"))
+_NOT_SHOWN = ("name", "site", "at")
 
 
 def show_text(program: Program) -> str:
@@ -60,9 +62,8 @@ def label(node: AnyNode) -> str:
         case Text():
             return f"text {show_expr(node.value)}" + (" (commutable)" if node.commutable else "")
         case Gen():
-            given = {name: vars_of(node)[name] for name in _GEN_FIELDS}
-            default = vars_of(_GEN_DEFAULTS)
-            options = [f"{name}={_json(value)}" for name, value in given.items() if value != default[name]]
+            given = {name: value for name, value in asdict(node).items() if value != _GEN_DEFAULTS[name]}
+            options = [f"{name}={_json(value)}" for name, value in given.items() if name not in _NOT_SHOWN]
             return f"{node.name} = gen({', '.join(options)})"
         case Select():
             method = "" if node.method == "token_length_normalized" else f", method={node.method}"
@@ -85,64 +86,43 @@ def label(node: AnyNode) -> str:
             return f"{node.name} = {show_expr(node.value)}"
 
 
-def vars_of(node: Gen) -> dict[str, object]:
-    """The node's fields by name."""
-    return {name: getattr(node, name) for name in node.__struct_fields__}
-
-
 def show_mermaid(program: Program) -> str:
     """A flowchart: blocks are subgraphs, branches lie side by side."""
     drawing = _Drawing()
-    lines = drawing.block(program.body, "    ")
+    lines, _ = drawing.block(program.body, "    ", entry=())
     return "\n".join(["flowchart TD", *lines, *(f"    {edge}" for edge in drawing.edges)])
 
 
 class _Drawing:
+    """Nodes are n1, n2 ... in the order of the text."""
+
     def __init__(self) -> None:
         self.edges: list[str] = []
-        self._num_nodes = 0
+        self._numbers = itertools.count(1)
 
-    def block(self, block: Block, indent: str, *, entry: tuple[str, ...] = ()) -> list[str]:
-        """Lines of a block whose first node follows those of `entry`."""
+    def block(self, block: Block, indent: str, *, entry: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
+        """(lines of a block whose first node follows those of `entry`, the nodes that what comes after it follows)."""
         lines: list[str] = []
         previous = entry
         open_forks: dict[str, tuple[str, ...]] = {}
         for node in block:
-            name = self._name()
+            name = f"n{next(self._numbers)}"
             lines.append(f'{indent}{name}["{_escaped(label(node).removesuffix(":"))}"]')
-            self.edges += [f"{each} --> {name}" for each in previous]
             if isinstance(node, Join):
-                self.edges += [f"{each} --> {name}" for each in open_forks.pop(node.fork, ())]
-            ends: list[str] = []
+                previous += open_forks.pop(node.fork, ())
+            self.edges += [f"{each} --> {name}" for each in previous]
+            ends: tuple[str, ...] = ()
             for field, inner in blocks_of(node):
                 if inner:
                     lines.append(f'{indent}subgraph {name}_{field.strip("]").replace("[", "_")} ["{field}"]')
-                    first = self._num_nodes + 1
-                    lines += self.block(inner, indent + INDENT, entry=())
-                    self.edges.append(f"{name} --> n{first}")
-                    ends.append(f"n{self._last_of(inner, first)}")
-                    lines.append(f"{indent}end")
+                    inside, last = self.block(inner, indent + INDENT, entry=(name,))
+                    lines += [*inside, f"{indent}end"]
+                    ends += last
             if isinstance(node, Fork | Map):
-                open_forks[node.name] = tuple(ends)
-                previous = (name,)
-            else:
-                previous = tuple(ends) if ends else (name,)
-        return lines
-
-    def _last_of(self, block: Block, first: int) -> int:
-        """Number of the last node on the block's own level."""
-        number = first
-        for node in block[:-1]:
-            number += 1 + sum(_size(inner) for _, inner in blocks_of(node))
-        return number
-
-    def _name(self) -> str:
-        self._num_nodes += 1
-        return f"n{self._num_nodes}"
-
-
-def _size(block: Block) -> int:
-    return sum(1 + sum(_size(inner) for _, inner in blocks_of(node)) for node in block)
+                open_forks[node.name] = ends
+                ends = ()
+            previous = ends or (name,)
+        return lines, previous
 
 
 def _lines(block: Block, depth: int) -> Iterator[str]:

@@ -19,7 +19,7 @@ from phloem.lang.where import Where, trace_error
 
 HELPER = "__phloem__"
 BLOCKS = frozenset({"If", "Else", "While", "Map"})
-LOOKS_AT_TYPES = frozenset({"isinstance", "issubclass", "type", "id", "callable", "repr", "vars", "dir"})
+LOOKS_AT_TYPES = frozenset({"isinstance", "issubclass", "type", "id", "callable", "vars", "dir", "hasattr", "getattr"})
 
 AnyFunction = Callable[..., Any]
 
@@ -97,9 +97,22 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """`isinstance(x, T)` -> `isinstance(helper.known(x, "isinstance"), T)`"""
+        if not (isinstance(node.func, ast.Name) and node.func.id in LOOKS_AT_TYPES):
+            return self.generic_visit(node)
+        node.args = [_known(self.visit(each), node.func.id) for each in node.args]
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        """What looks at types may only be called, so that its calls can be seen."""
+        if isinstance(node.ctx, ast.Load) and node.id in LOOKS_AT_TYPES:
+            raise trace_error(f"`{node.id}` under another name; call it as it is", at=_at(node, self._file))
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """`x.__class__` -> `helper.known(x, "__class__").__class__`"""
         self.generic_visit(node)
-        if isinstance(node.func, ast.Name) and node.func.id in LOOKS_AT_TYPES and node.args:
-            node.args[0] = _known(node.args[0], node.func.id)
+        if node.attr.startswith("__") and not node.attr.startswith(HELPER):
+            node.value = _known(node.value, node.attr)
         return node
 
     def visit_Match(self, node: ast.Match) -> ast.AST:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -19,6 +19,9 @@ from phloem.lang.pieces import GenPiece, Piece, SelectPiece, TextPiece, TurnPiec
 from phloem.lang.traced import Read, Value, lift, variable
 from phloem.lang.where import Where, trace_error, where
 
+TypePath = tuple[str | int | None, ...]
+"""Where a typed variable is in a result: fork, branch (None: every one of a Map), fork within, branch ..., its name."""
+
 
 class Numbers:
     """Sites and versions of one trace, and the types its generations have."""
@@ -26,7 +29,7 @@ class Numbers:
     def __init__(self) -> None:
         self.sites = itertools.count(1)
         self.versions = itertools.count(1)
-        self.types: dict[str, type] = {}
+        self.types: dict[TypePath, type] = {}
 
 
 class OpenBlock:
@@ -44,9 +47,12 @@ class OpenBlock:
 class State:
     """What was said so far, and the variables. `s += ...` says more; `s["x"]` reads and `s["x"] = ...` sets one."""
 
-    def __init__(self, numbers: Numbers, *, parent: State | None = None, place: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self, numbers: Numbers, *, parent: State | None = None, place: tuple[str, int | None] | None = None
+    ) -> None:
         self._numbers = numbers
         self._parent, self._place = parent, place
+        self._path: TypePath = (*parent._path, *place) if parent is not None and place is not None else ()
         self._home = parent._blocks[-1] if parent is not None else None
         self._chain: tuple[OpenBlock, ...] = (*parent._chain, *parent._blocks) if parent is not None else ()
         self._versions: dict[str, int] = dict(parent._versions) if parent is not None else {}
@@ -82,14 +88,24 @@ class State:
     # -- variables
 
     def __getitem__(self, name: str) -> Value:
+        _named(name)
         if self._is_closed:
             assert self._parent is not None
             assert self._place is not None
             fork, index = self._place
+            if index is None:
+                message = f'after its block a Map is a list of records: read s["{fork}"], or s["{fork}"][0]["{name}"]'
+                raise trace_error(message)
             records = self._parent[fork]
             return Value(Item(Item(records.expr, Const(index)), Const(name)), records.reads)
         blocks = (*self._chain, *self._blocks)
         return variable(Read(name, state=self, version=self._versions.get(name, 0), blocks=blocks))
+
+    def __iter__(self) -> NoReturn:
+        raise trace_error("a state has no list of its variables; name those that you want: s[...]")
+
+    def __contains__(self, name: object) -> NoReturn:
+        raise trace_error("whether a variable has a value is decided by where you read it; set it before, to be sure")
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.assign(name, lift(value))
@@ -148,7 +164,7 @@ class State:
     def Map(self, items: Any, *, item: str = "item", name: str = "mapped") -> Iterator[State]:
         """`with s.Map(s["list"], item="line", name="notes") as m:` a branch an item; `s["notes"]` are their records."""
         expr, at = self.expression(lift(items)), where().short
-        branch = State(self._numbers, parent=self, place=(name, 0))
+        branch = State(self._numbers, parent=self, place=(name, None))
         branch._forget(item)
         yield branch
         body = branch.close()
@@ -186,8 +202,8 @@ class State:
                 self._add(Text(value=self.expression(piece.value), commutable=piece.commutable))
             case GenPiece():
                 self._add(piece.node)
-                if piece.type is not None and self._parent is None:
-                    self._numbers.types[piece.node.name] = piece.type
+                if piece.type is not None:
+                    self._numbers.types[(*self._path, piece.node.name)] = piece.type
             case SelectPiece():
                 self._add(Select(name=piece.name, choices=self.expression(piece.choices), method=piece.method))
             case TurnPiece():
@@ -233,6 +249,7 @@ class State:
     def _outdate(self, names: set[str]) -> None:
         """These variables have new values from here on."""
         for name in names:
+            self._numbers.types.pop((*self._path, name), None)
             self._versions[name] = next(self._numbers.versions)
             for block in self._blocks:
                 block.sets.add(name)
@@ -287,6 +304,8 @@ class Branches:
 
 
 def _named(name: str) -> str:
+    if not isinstance(name, str):
+        raise trace_error(f"{type(name).__name__!r} is not a name for a variable; use a text that is known now")
     if not name.isidentifier() or not name.isascii() or len(name) > 64:
         raise trace_error(f"{name!r} is not a name for a variable; use letters, digits and _")
     return name

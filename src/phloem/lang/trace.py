@@ -14,13 +14,14 @@ from typing import Any
 from phloem.lang.errors import ProgramError
 from phloem.lang.expr import Var
 from phloem.lang.ir import VERSION, Parameter, Program
+from phloem.lang.pieces import Said
 from phloem.lang.source import rewritten
-from phloem.lang.state import Numbers, State
+from phloem.lang.state import Branches, Numbers, State, TypePath
 from phloem.lang.traced import Value, format_text, lift, plain
 from phloem.lang.verify import verify
 from phloem.lang.where import Where, trace_error
 
-_AUTHORS_MISTAKES = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, NameError)
+_AUTHORS_MISTAKES = (TypeError, AttributeError, ValueError, LookupError, ArithmeticError, NameError, AssertionError)
 
 
 class TextHelper:
@@ -34,6 +35,8 @@ class TextHelper:
                 shown.append(part)
                 continue
             value, conversion, spec = part
+            if isinstance(value, State | Branches | Said):
+                raise trace_error(f"{type(value).__name__!r} in a text; append it, or read a variable: s[...]")
             if isinstance(value, Value) and (conversion != -1 or spec):
                 raise trace_error("a conversion or format of a value that is known only at run time; use s.call")
             shown.append(value if isinstance(value, Value) else _formatted(value, conversion, spec))
@@ -63,7 +66,7 @@ class ProgramFunction:
         self.__doc__ = function.__doc__
         self._function = function
         self._given = dict(given or {})
-        self._traced: tuple[Program, dict[str, type]] | None = None
+        self._traced: tuple[Program, dict[TypePath, type]] | None = None
 
     def given(self, **known: Any) -> ProgramFunction:
         """The program for these keyword-only arguments."""
@@ -74,7 +77,7 @@ class ProgramFunction:
         return self._trace()[0]
 
     @property
-    def types(self) -> Mapping[str, type]:
+    def types(self) -> Mapping[TypePath, type]:
         """Types of the variables, where `gen` was given one."""
         return self._trace()[1]
 
@@ -83,7 +86,7 @@ class ProgramFunction:
             f"{self.name} is a program: run it with llm.run({self.name}, ...); @part makes a helper function"
         )
 
-    def _trace(self) -> tuple[Program, dict[str, type]]:
+    def _trace(self) -> tuple[Program, dict[TypePath, type]]:
         if self._traced is None:
             self._traced = _traced(self._function, self._given)
         return self._traced
@@ -101,7 +104,7 @@ def part(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _traced(function: Callable[..., Any], given: Mapping[str, Any]) -> tuple[Program, dict[str, type]]:
+def _traced(function: Callable[..., Any], given: Mapping[str, Any]) -> tuple[Program, dict[TypePath, type]]:
     numbers = Numbers()
     state = State(numbers)
     parameters, arguments = _parameters(function, state, given)

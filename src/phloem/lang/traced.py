@@ -6,6 +6,7 @@ yet, and raises a TraceError that names the line and what to write instead: noth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -146,7 +147,7 @@ class Value:
         _refuse("a set, or a key of a dict,", "`If` with `==`")
 
     def __repr__(self) -> str:
-        return "<a value that is known at run time>"
+        _refuse("`repr`, or a list or record in a text,", "one f-string for each, or `s.call` with a function")
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -163,6 +164,8 @@ def lift(value: object) -> Value:
     match value:
         case Value():
             return value
+        case float() if not math.isfinite(value):
+            raise trace_error(f"{value} cannot be in a program: JSON has no such number")
         case None | bool() | int() | float() | str():
             return Value(Const(value))
         case list() | tuple():

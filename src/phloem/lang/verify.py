@@ -31,7 +31,7 @@ from phloem.lang.ir import (
     While,
 )
 from phloem.lang.limits import ProgramLimits
-from phloem.lang.walk import blocks_of, exprs_of, nodes_in, with_blocks
+from phloem.lang.walk import exprs_of, nodes_in, placed_nodes, with_blocks
 
 MAX_EXPRESSION_DEPTH = 32
 MAX_STOPS = 16
@@ -84,17 +84,14 @@ class _Sizes:
         self._limits = limits
         self._num_nodes = 0
 
-    def check(self, block: Block, place: str = "program.body", depth: int = 1) -> None:
+    def check(self, body: Block) -> None:
         """Nodes, depth, expressions and constants are within bounds."""
-        if depth > self._limits.max_depth:
-            raise LimitExceeded(f"{place}: nested deeper than {self._limits.max_depth}", field=place)
-        for index, node in enumerate(block):
-            here = f"{place}[{index}]"
+        for node, here, depth in placed_nodes(body):
+            if depth > self._limits.max_depth:
+                raise LimitExceeded(f"{here}: nested deeper than {self._limits.max_depth}", field=here)
             self._count(here)
             for expr in exprs_of(node):
                 self._expr(expr, here, 1)
-            for name, inner in blocks_of(node):
-                self.check(inner, f"{here}.{name}", depth + 1)
 
     def _expr(self, expr: AnyExpr, place: str, depth: int) -> None:
         self._count(place)
@@ -223,18 +220,19 @@ def check_choices(values: Any, *, limits: ProgramLimits, place: str) -> None:
 
 
 def _check_gen(node: Gen, here: str) -> None:
-    given = [name for name in ("regex", "json_schema", "choices", "grammar") if vars_of(node)[name] is not None]
+    constraints = {
+        "regex": node.regex,
+        "json_schema": node.json_schema,
+        "choices": node.choices,
+        "grammar": node.grammar,
+    }
+    given = [name for name, value in constraints.items() if value is not None]
     if len(given) > 1:
         raise ProgramError(f"{here}.{given[1]}: there is {given[0]} already; give one constraint", field=here)
     if node.choices is not None and (not node.choices or not all(node.choices)):
         raise ProgramError(f"{here}.choices: must be a list of texts, at least one, none empty", field=here)
     if len(node.stop) > MAX_STOPS or not all(node.stop):
         raise ProgramError(f"{here}.stop: at most {MAX_STOPS} texts, none empty", field=here)
-
-
-def vars_of(node: Gen) -> dict[str, Any]:
-    """The node's fields by name."""
-    return {name: getattr(node, name) for name in node.__struct_fields__}
 
 
 def _check_logic(expr: AnyExpr, here: str) -> None:

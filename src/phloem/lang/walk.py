@@ -44,13 +44,13 @@ def with_blocks(node: AnyNode, rewrite: Callable[[Block], Block]) -> AnyNode:
     """The node with every block inside it rewritten; itself when nothing changes."""
     match node:
         case Turn() | While():
-            return _replaced(node, body=rewrite(node.body))
+            return with_fields(node, body=rewrite(node.body))
         case If():
-            return _replaced(node, then=rewrite(node.then), orelse=rewrite(node.orelse))
+            return with_fields(node, then=rewrite(node.then), orelse=rewrite(node.orelse))
         case Fork():
-            return _replaced(node, prefix=rewrite(node.prefix), branches=tuple(map(rewrite, node.branches)))
+            return with_fields(node, prefix=rewrite(node.prefix), branches=tuple(map(rewrite, node.branches)))
         case Map():
-            return _replaced(node, prefix=rewrite(node.prefix), body=rewrite(node.body))
+            return with_fields(node, prefix=rewrite(node.prefix), body=rewrite(node.body))
         case _:
             return node
 
@@ -76,15 +76,15 @@ def with_exprs(node: AnyNode, rewrite: Callable[[AnyExpr], AnyExpr]) -> AnyNode:
     """The node with its own expressions rewritten."""
     match node:
         case Text() | SetVar():
-            return _replaced(node, value=rewrite(node.value))
+            return with_fields(node, value=rewrite(node.value))
         case Select():
-            return _replaced(node, choices=rewrite(node.choices))
+            return with_fields(node, choices=rewrite(node.choices))
         case Map():
-            return _replaced(node, items=rewrite(node.items))
+            return with_fields(node, items=rewrite(node.items))
         case If() | While():
-            return _replaced(node, condition=rewrite(node.condition))
+            return with_fields(node, condition=rewrite(node.condition))
         case Call():
-            return _replaced(node, args=tuple(map(rewrite, node.args)))
+            return with_fields(node, args=tuple(map(rewrite, node.args)))
         case _:
             return node
 
@@ -92,6 +92,21 @@ def with_exprs(node: AnyNode, rewrite: Callable[[AnyExpr], AnyExpr]) -> AnyNode:
 def bottom_up(expr: AnyExpr, rewrite: Callable[[AnyExpr], AnyExpr]) -> AnyExpr:
     """Rewrite the innermost expressions first."""
     return rewrite(with_parts(expr, [bottom_up(part, rewrite) for part in parts_of(expr)]))
+
+
+def placed_nodes(block: Block, place: str = "program.body", depth: int = 1) -> Iterator[tuple[AnyNode, str, int]]:
+    """Every node, outer ones first, with its place, such as `program.body[2].then[0]`, and how many blocks it is in."""
+    for index, node in enumerate(block):
+        here = f"{place}[{index}]"
+        yield node, here, depth
+        for name, inner in blocks_of(node):
+            yield from placed_nodes(inner, f"{here}.{name}", depth + 1)
+
+
+def places_of(program: Program) -> dict[int, str]:
+    """Where a node is in the program as its author wrote it, with file and line where they are known. By site: passes
+    move nodes, their sites stay."""
+    return {node.site: f"{here} ({node.at})" if node.at else here for node, here, _ in placed_nodes(program.body)}
 
 
 def nodes_in(block: Block) -> Iterator[AnyNode]:
@@ -151,6 +166,7 @@ def appends(node: AnyNode) -> bool:
             return False
 
 
-def _replaced(node: AnyNode, **changes: object) -> AnyNode:
+def with_fields(node: AnyNode, **changes: object) -> AnyNode:
+    """The node with other fields; itself when nothing changes."""
     changed: AnyNode = msgspec.structs.replace(node, **changes)
     return node if changed == node else changed

@@ -8,6 +8,7 @@ than the server: standard input stays open as long as the server lives, and its 
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import sys
@@ -20,7 +21,6 @@ from phloem.core import wire
 from phloem.core.errors import CallerError, ConfigError, PhloemError
 from phloem.launch.order import EXIT_CALLER, EXIT_ENGINE, Order
 from phloem.launch.stages import Stages
-from phloem.launch.wiring import build_engine, leave
 from phloem.runtime.mailbox import ZmqInbox, ZmqOutbox
 
 
@@ -30,12 +30,16 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     threading.Thread(target=_die_with_server, args=(sys.stdin.fileno(),), daemon=True).start()
+    if order.has_weights:  # what takes longest, while this thread imports the rest
+        threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
     return run(order)
 
 
 def run(order: Order) -> int:
     """Build the engine that `order` describes and serve until Shutdown."""
     gc.disable()  # nothing made while starting is garbage: looking for it takes a tenth of the time
+    from phloem.launch.wiring import build_engine, leave
+
     stages = Stages(show_as="engine")
     context = zmq.Context[zmq.Socket[bytes]]()
     inbox = ZmqInbox(order.commands_address, context=context)

@@ -19,7 +19,7 @@ from phloem.serve.client import ZmqEngineClient
 from phloem.serve.http.admission import Admission
 from phloem.serve.http.app import Limits, create_app
 from phloem.serve.observe.metrics import Metrics
-from phloem.serve.programs.service import ProgramSettings
+from phloem.serve.programs.service import MAX_PARALLEL, ProgramSettings
 from phloem.serve.text.formats.choose import choose_formats
 
 HTTP_STOP_S = 2
@@ -66,7 +66,9 @@ def build_front(*, config: Config, order: Order, location: ModelLocation, functi
         admission=admission,
         constraints=constraints,
         programs=ProgramSettings(
-            functions=functions, max_parallel=config.max_running, tokens_per_page=config.page_size
+            functions=functions,
+            max_parallel=config.max_running or MAX_PARALLEL,
+            tokens_per_page=config.page_size,
         ),
         formats=choose_formats(
             text.chat, text.tokenizer, tool_format=config.tool_format, reasoning_format=config.reasoning_format

@@ -30,6 +30,7 @@ from phloem.serve.openai.constraints import constrained
 from phloem.serve.openai.errors import failure_of
 from phloem.serve.openai.params import ModelLimits, check_token_ids, fit_context, num_logprobs, sampling_params
 from phloem.serve.openai.requests import SamplingFields
+from phloem.serve.programs.service import MAX_PARALLEL
 
 """For a request whose grammar is being compiled, when nothing else is to be done."""
 
@@ -83,7 +84,7 @@ class LLM:
             requests=self._program_requests,
             text=self._text,
             limits=self._limits,
-            max_parallel=config.max_running,
+            max_parallel=config.max_running or MAX_PARALLEL,
             tokens_per_page=config.page_size,
             check_constraint=lambda constraint, place: self._constraints.check(constraint, field=place),
         )

@@ -20,6 +20,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "served_model_name",
         "dtype",
         "quantize",
+        "kv_cache_dtype",
+        "deterministic",
         "chat_template",
         "tool_format",
         "reasoning_format",

@@ -9,6 +9,8 @@ import msgspec
 from phloem.core.config import Config
 
 EXIT_ENGINE, EXIT_CALLER = 1, 2
+NULL_MODEL = "dummy:null"
+"""A model without weights, for trying the server."""
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -19,6 +21,11 @@ class Order(msgspec.Struct, frozen=True):
     name: str
     commands_address: str
     events_address: str
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model computes anything; if not, its engine needs no torch."""
+        return self.model != NULL_MODEL
 
     def source(self) -> Path | str:
         """The model as build_engine wants it."""

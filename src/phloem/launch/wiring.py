@@ -14,7 +14,7 @@ from phloem.core import wire
 from phloem.core.clock import MonotonicClock
 from phloem.core.config import Config
 from phloem.core.errors import ConfigError
-from phloem.launch.order import EXIT_ENGINE
+from phloem.launch.order import EXIT_ENGINE, NULL_MODEL
 from phloem.launch.ranks import START_TIMEOUT_S, Ranks, mesh_of
 from phloem.launch.stages import Stages
 from phloem.launch.text import BYTE_VOCAB_SIZE, END_ID, NUM_PRINTABLE, tokenizer_json_of
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from phloem.runtime.exec.built import BuiltWorker
 
 GRACE_S = 1.5
-NULL_MODEL = "dummy:null"
-NULL_CONTEXT, NULL_PAGES, NULL_STEP_S = 4096, 4096, 0.001
+NULL_CONTEXT, NULL_PAGES, NULL_ROWS, NULL_STEP_TOKENS, NULL_STEP_S = 4096, 4096, 64, 1024, 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +42,8 @@ class Hands:
 
     worker: Worker
     num_pages: int
+    max_running: int
+    max_step_tokens: int
     max_model_len: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
@@ -100,8 +101,8 @@ def build_engine(
     settings = SchedulerSettings(
         num_pages=hands.num_pages,
         page_size=config.page_size,
-        max_rows=config.max_running,
-        max_step_tokens=config.max_step_tokens,
+        max_rows=hands.max_running,
+        max_step_tokens=hands.max_step_tokens,
         max_model_len=hands.max_model_len,
         eos_token_ids=hands.eos_token_ids,
         policy=config.policy,
@@ -172,6 +173,8 @@ def build_rank_0(config: Config, source: Path | str, *, stages: Stages, ranks: R
         model=source,
         dtype=config.dtype,
         quantize=config.quantize,
+        kv_cache_dtype=config.kv_cache_dtype,
+        deterministic=config.deterministic,
         device=config.device,
         threads=config.threads,
         max_model_len=config.max_model_len,
@@ -199,6 +202,8 @@ def hands_of(
     return Hands(
         worker=worker,
         num_pages=built.num_pages,
+        max_running=built.max_running,
+        max_step_tokens=built.max_step_tokens,
         max_model_len=built.max_model_len,
         vocab_size=built.vocab_size,
         eos_token_ids=built.eos_token_ids,
@@ -230,12 +235,13 @@ def leave(why: str) -> None:
 
 def null_hands(config: Config) -> Hands:
     """A worker without a model, for trying the server: it needs no torch and no memory."""
+    max_running = config.max_running or NULL_ROWS
     choose = hash_chooser(vocab_size=NUM_PRINTABLE)  # readable nonsense, which never ends by itself
     grammars = Grammars(lambda: Vocabulary(tokenizer_json_of(NULL_MODEL), BYTE_VOCAB_SIZE, (END_ID,)))
     worker = NullWorker(
         num_pages=NULL_PAGES,
         page_size=config.page_size,
-        max_rows=config.max_running,
+        max_rows=max_running,
         choose=choose,
         step_s=NULL_STEP_S,
         verify=False,
@@ -244,6 +250,8 @@ def null_hands(config: Config) -> Hands:
     return Hands(
         worker=worker,
         num_pages=NULL_PAGES,
+        max_running=max_running,
+        max_step_tokens=config.max_step_tokens or NULL_STEP_TOKENS,
         max_model_len=min(config.max_model_len or NULL_CONTEXT, NULL_CONTEXT),
         vocab_size=BYTE_VOCAB_SIZE,
         eos_token_ids=(END_ID,),

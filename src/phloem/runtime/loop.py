@@ -33,6 +33,10 @@ class Worker(Protocol):
     def is_warm(self) -> bool:
         """False while steps are slower than they will be: what recurs is not captured yet."""
 
+    def prepare(self) -> bool:
+        """Do a little of what makes later steps faster, for some milliseconds; False if there is nothing. Asked for
+        when nothing else is to be done."""
+
     def submit(self, plan: StepPlan) -> Handle:
         """Launch a step and return at once."""
 
@@ -105,7 +109,7 @@ class Loop:
         scheduler = self._scheduler
         is_busy = scheduler.has_work
         events: list[Event] = []
-        for command in self._inbox.poll(0.0 if is_busy else timeout_s):
+        for command in self._inbox.poll(0.0 if is_busy or self._prepare() else timeout_s):
             events += scheduler.admit(command, self._clock.now_s())
         if scheduler.has_work:
             events += self._step()
@@ -115,6 +119,13 @@ class Loop:
         is_done = is_busy and not scheduler.has_work
         self._emit(events, is_due=is_done)
         return is_busy or scheduler.has_work
+
+    def _prepare(self) -> bool:
+        """Let the worker use an idle moment, and say what it is like now."""
+        has_prepared = self._worker.prepare()
+        if has_prepared:
+            self._emit([], is_due=True)
+        return has_prepared
 
     def _step(self) -> list[Event]:
         """Submit one plan if there is anything to plan, then take in the oldest result if enough is under way."""

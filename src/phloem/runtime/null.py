@@ -120,6 +120,10 @@ class NullWorker:
         """There is nothing to warm up."""
         return True
 
+    def prepare(self) -> bool:
+        """There is nothing to prepare."""
+        return False
+
     def submit(self, plan: StepPlan) -> NullHandle:
         """Apply a plan. AssertionError naming the row or page if it is not sound."""
         assert plan.step == self._next_step, f"step {plan.step} came after step {self._next_step - 1}"
@@ -170,6 +174,7 @@ class NullWorker:
             self._write(plan)
             self._check_groups(plan)
         rows, tokens, logprobs, prompt_logprobs, late = [], [], [], [], []
+        failed: list[tuple[int, str]] = []
         for row_id, num_tokens, logits in zip(plan.rows, plan.num_tokens, plan.logits, strict=True):
             row = self._rows[row_id]
             first, row.num_computed = row.num_computed, row.num_computed + num_tokens
@@ -186,10 +191,14 @@ class NullWorker:
                 row.num_computed -= 1
                 late.append(row_id)
             elif samples:
-                token, *forced = self._sample(row)
-                row.tokens += (token, *forced)
+                sampled = self._sample(row)
+                if not sampled:
+                    failed.append((row_id, f"the constraint cannot be followed any further: {_fault(row)}"))
+                    continue
+                token = sampled[0]
+                row.tokens += sampled
                 rows.append(row_id)
-                tokens.append((token, *forced))
+                tokens.append(tuple(sampled))
                 logprobs.append(() if row.start.sampling.logprobs is None else (_logprob(token),))
         return StepResult(
             step=plan.step,
@@ -197,18 +206,20 @@ class NullWorker:
             tokens=tuple(tokens),
             logprobs=tuple(logprobs) if any(logprobs) else (),
             prompt_logprobs=tuple(prompt_logprobs),
+            failed=tuple(failed),
             elapsed_s=self._step_s,
             late=tuple(late),
         )
 
     def _sample(self, row: NullRow) -> list[int]:
         """The next token, and those that a constraint forces after it. What a constraint allows is chosen from by the
-        token that would have been chosen without it."""
+        token that would have been chosen without it; none when nothing is allowed."""
         token, matcher, sampling = self._choose(row), row.matcher, row.start.sampling
         if matcher is None:
             return [token]
         allowed = np.flatnonzero(np.unpackbits(matcher.mask().view(np.uint8), bitorder="little"))
-        assert allowed.size, f"no token may follow: {matcher.fault}"
+        if not allowed.size:
+            return []
         token = int(allowed[token % allowed.size])
         matcher.accept(token)
         may_force = 0 if sampling.logprobs is not None else sampling.max_tokens - row.num_generated - 1
@@ -254,6 +265,10 @@ class NullWorker:
     def _prompt_logprobs(self, row: NullRow, first: int) -> tuple[TokenLogprob, ...]:
         last = min(row.num_computed, row.num_prompt - 1)
         return tuple(_logprob(token) for token in row.tokens[first + 1 : last + 1])
+
+
+def _fault(row: NullRow) -> str | None:
+    return None if row.matcher is None else row.matcher.fault
 
 
 def _logprob(token: int) -> TokenLogprob:

@@ -48,6 +48,14 @@ def test_a_mixed_bucket_holds_its_rows(num_decode: int, num_chunks: int) -> None
     assert bucket.num_logits >= num_rows
 
 
+def test_deterministic_steps_know_no_groups() -> None:
+    """Red when rows that share a prefix are summed otherwise than rows that do not, though bits must be the same."""
+    sizes = StepSizes(8, 8, 8, 8, num_shared=1, max_group_rows=8)
+    assert BUCKETS.of(sizes).shape.num_shared == 1
+    shape = Buckets(8192, 4096, deterministic=True).of(sizes).shape
+    assert (shape.deterministic, shape.num_shared, shape.max_group_rows) == (True, 0, 0)
+
+
 def test_limits_hold() -> None:
     """Red when a bucket has more tokens or lines than the static buffers."""
     assert Buckets(max_tokens=64, max_context_len=48).of(StepSizes(3, 33, 0, 1)).shape.num_tokens == 64

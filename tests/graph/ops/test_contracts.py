@@ -11,7 +11,7 @@ from torch import fx, nn
 from phloem.graph.ops.contract import Op, ShapeError, Spec
 from phloem.graph.ops.lowered import add_rms_norm, paged_attention, rope_kv_write, select_rows
 from phloem.graph.ops.model import attention, embed, heads, linear, rms_norm, rope
-from phloem.graph.ops.vocabulary import LOWERED_OPS, MODEL_OPS, OPS
+from phloem.graph.ops.vocabulary import LOWERED_OPS, MODEL_OPS, OPS, QUANTIZED_OPS
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -55,8 +55,8 @@ def test_vocabularies_are_the_contract() -> None:
     """Red if an op is renamed: kernels register by these names."""
     assert set(LOWERED_OPS) == {
         "embed", "rms_norm", "add_rms_norm", "linear", "rope_kv_write", "paged_attention", "silu_mul", "select_rows",
-        "moe",
     }  # fmt: skip
+    assert set(QUANTIZED_OPS) == {"linear_fp8"}
     assert set(MODEL_OPS) == {"embed", "rms_norm", "linear", "heads", "rope", "attention", "swiglu", "moe"}
 
 

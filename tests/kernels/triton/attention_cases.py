@@ -71,6 +71,7 @@ def make_step(
     num_decode_rows: int | None = None,
     spare_tokens: int = 0,
     seed: int = 0,
+    cache_dtype: torch.dtype | None = None,
 ) -> Step:
     """Rows of `contexts` tokens whose last `queries` are asked about; `spare_tokens` belong to no row.
 
@@ -116,8 +117,8 @@ def make_step(
     }
     return Step(
         q=torch.randn(num_tokens, num_heads, head_dim, generator=generator).to(device, dtype),
-        kv_cache=hidden.to(device, dtype),
-        reference_cache=cache.to(device, dtype),
+        kv_cache=hidden.to(device, cache_dtype or dtype),
+        reference_cache=cache.to(device, cache_dtype or dtype),
         meta={name: values.to(device, torch.int32) for name, values in lists.items()},
         reference_table=reference_table.to(device),
         window=window,

@@ -113,6 +113,32 @@ def test_padding_of_a_bucket(device: torch.device) -> None:
     make_step([0, 0], [1, 70], device=device).check()
 
 
+@pytest.mark.parametrize("window", [None, 100])
+def test_cache_of_8_bit_floats(window: int | None, device: torch.device) -> None:
+    """Red if 8-bit numbers are multiplied as something else, or what lies beyond a context is read as a number."""
+    kind = {"dtype": torch.float16, "cache_dtype": torch.float8_e4m3fn, "heads": (6, 2), "device": device}
+    make_step([300, 65, 140], [1, 1, 70], window=window, **kind).check()
+    make_step([200, 90, 61], [1, 1, 1], groups=[([0, 2], 2)], window=window, **kind).check()
+
+
+@pytest.mark.parametrize("window", [None, 1500])
+def test_deterministic_tokens_do_not_depend_on_chunks(window: int | None, device: torch.device) -> None:
+    """Red if a token that is computed in a chunk sums its keys otherwise than one that is computed alone."""
+    context, count = 2 * FIXED_CHUNK + 100, 70
+    kind = {"heads": (2, 1), "dtype": torch.float16, "device": device, "window": window}
+    whole = make_step([context], [count], num_decode_rows=0, **kind)
+    whole.check(deterministic=True)
+    in_chunk = whole.run(deterministic=True)
+    for index in (0, 20, count - 1):
+        token = whole.meta | {
+            "query_start": torch.tensor([0, 1], device=device).int(),
+            "context_len": torch.tensor([context - count + 1 + index], device=device).int(),
+        }
+        one = replace(whole, q=whole.q[index : index + 1], meta=token, shape=replace(whole.shape, num_tokens=1))
+        alone = one.run(num_decode_rows=1, max_query_len=1, deterministic=True)
+        assert torch.equal(alone[0], in_chunk[index]), f"token {index}"
+
+
 def test_deterministic_rows_do_not_depend_on_the_batch(device: torch.device) -> None:
     """Red if a row's keys are split anywhere but at multiples of FIXED_CHUNK."""
     contexts = [FIXED_CHUNK + 300, 70, 2 * FIXED_CHUNK, 500]

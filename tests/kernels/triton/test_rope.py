@@ -53,6 +53,22 @@ def test_rope_kv_write(
     assert torch.equal(by_slot[0][untouched], by_slot[1][untouched])
 
 
+def test_cache_of_8_bit_floats(device: torch.device) -> None:
+    """Red if a number beyond 448 becomes NaN, or is scaled where attention does not scale it back."""
+    qkv = (
+        randn(5, 8 * 64, seed=1, device=device) * torch.tensor([0.01, 0.1, 1.0, 100.0, 1000.0], device=device)[:, None]
+    )
+    positions = slots = torch.arange(5, dtype=torch.int32, device=device)
+    caches = [torch.zeros(1, 2, 16, 2, 64, device=device, dtype=torch.float8_e4m3fn) for _ in range(2)]
+    freq = frequencies(64).to(device)
+    rope_kv_write(qkv, None, None, EPS, positions, slots, freq, caches[0])
+    lowered.rope_kv_write(qkv, None, None, EPS, positions, slots, freq, caches[1])
+    ours, theirs = (cache.float() for cache in caches)
+    assert ours.abs().max() == 448
+    torch.testing.assert_close(ours, theirs, rtol=1 / 8, atol=2.0**-9)  # one step of e4m3, where a rounding is a tie
+    assert (ours != theirs).float().mean() < 0.01
+
+
 def test_a_negative_slot_writes_nothing(device: torch.device) -> None:
     """Padding of a graph's bucket: its query may be anything finite, the cache stays."""
     qkv = randn(3, 8 * 64, seed=1, device=device, dtype=torch.bfloat16)

@@ -18,7 +18,7 @@ from phloem.core.request import SamplingParams
 from phloem.graph.capture.inputs import StepInputs, StepLimits
 from phloem.kernels.triton import packed
 from phloem.kernels.triton.row_tensors import BucketSize, RowTensors, StepTensors
-from phloem.kernels.triton.rows import append_tokens, apply_plan, fill_inputs
+from phloem.kernels.triton.rows import apply_plan, fill_inputs
 from phloem.runtime.exec.inputs import fill_inputs as fill_on_host
 from phloem.runtime.exec.inputs import logit_rows
 from phloem.runtime.exec.rows import RowStore
@@ -83,11 +83,11 @@ class Twin:
         self.same_counts()
 
     def append(self, rows: list[int], token_ids: list[int]) -> None:
+        """What the sampler does to both: a token becomes known."""
         for row, token in zip(rows, token_ids, strict=True):
-            if row >= 0 and token >= 0:
-                self.host.append(row, token)
-        append_tokens(*(torch.tensor(x, dtype=torch.int32, device=self.device) for x in (rows, token_ids)), self.store)
-        self.same_counts()
+            self.store.tokens[row, int(self.store.known[row])] = token
+            self.store.known[row] += 1
+            self.host.append(row, token)
 
     def same_counts(self) -> None:
         assert self.store.known.tolist() == self.host.known.tolist()
@@ -156,7 +156,7 @@ def test_a_sequence_of_steps_matches_the_host(device: torch.device) -> None:
     starts = (_start(5, 1300, 0, 0), _start(2, 33, 32, 100), _start(7, 16, 0, 300))
     plan = StepPlan(step=0, starts=starts, rows=(5, 2, 7), num_tokens=(1025, 1, 16), logits=(NO_LOGITS, 1, 2))
     twin.step(plan, size)
-    twin.append([2, -1, 7], [41, 9, -1])  # a line without a row, a row without a token: nothing happens to either
+    twin.append([2], [41])
     twin.append([7], [4])
     decode = BucketSize(num_rows=4, num_tokens=4, num_logits=4, num_shared=2)
     shared = (SharedPrefix(rows=(7, 2), num_pages=1),)
@@ -194,13 +194,3 @@ def test_many_pages_and_starts(device: torch.device) -> None:
     assert sampling[:, packed.TOP_K].tolist() == [7] * MAX_ROWS
     halves = np.ascontiguousarray(sampling[:, [packed.SEED_LOW, packed.SEED_HIGH]])
     assert halves.view(np.uint64)[:, 0].tolist() == [(1 << 63) + row for row in range(MAX_ROWS)]
-
-
-def test_append_stops_at_the_end_of_a_row(device: torch.device) -> None:
-    """A full row stays as it is; red when an append could write into the next row."""
-    store = RowTensors.empty(max_rows=2, max_model_len=3, max_pages=1, device=device)
-    rows, tokens = (torch.tensor(x, dtype=torch.int32, device=device) for x in ([0], [5]))
-    for _ in range(6):
-        append_tokens(rows, tokens, store)
-    assert store.tokens.tolist() == [[5, 5, 5, 5], [0, 0, 0, 0]]
-    assert store.known.tolist() == [4, 0]

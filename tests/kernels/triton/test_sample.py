@@ -172,3 +172,14 @@ def test_a_line_does_not_depend_on_the_others(device: torch.device) -> None:
     for row in (1, 8, 12):
         alone = sample(logits[row : row + 1], everything[row : row + 1], store_of(RULES, seeds, device))
         assert alone.tolist() == together[row : row + 1]
+
+
+def test_a_full_row_stays_as_it_is(device: torch.device) -> None:
+    """Red when an appended token could land in the next row."""
+    store = RowTensors.empty(max_rows=2, max_model_len=3, max_pages=1, device=device)
+    logits = torch.zeros(1, 9, device=device)
+    logits[0, 5] = 1.0
+    for _ in range(6):
+        sample(logits, torch.zeros(1, dtype=torch.int32, device=device), store)
+    assert store.tokens.tolist() == [[5, 5, 5, 5], [0, 0, 0, 0]]
+    assert store.known.tolist() == [4, 0]

@@ -12,8 +12,7 @@ from phloem.graph.compile import compile_graph
 from phloem.graph.lower.cuda import CudaTarget
 from phloem.models.catalog import define_dummy
 from phloem.runtime.exec.build_device import DeviceLimits, TritonRowKernels, step_tensors
-from phloem.runtime.exec.queue import HostQueue
-from phloem.runtime.exec.warm import compile_tasks
+from phloem.runtime.exec.warm import KernelCompiler
 from phloem.runtime.sched.build import SchedulerSettings
 from tests.runtime.exec import twins
 
@@ -25,9 +24,10 @@ SETTINGS = SchedulerSettings(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu does this on the GPU")
 def test_a_served_batch_is_what_the_references_say() -> None:
     """Red when a launcher takes other arguments than the step gives, padding writes anywhere, or a token is lost."""
-    from phloem.kernels.triton.table import FUNCTIONS
+    from phloem.kernels.triton.table import functions_on
 
-    target = CudaTarget(torch.float32, torch.device("cpu"), twins.PAGE_SIZE, FUNCTIONS, "interpreted")
+    host = torch.device("cpu")
+    target = CudaTarget(torch.float32, host, twins.PAGE_SIZE, functions_on(host), "interpreted")
     ours = twins.host_device_worker(SETTINGS, target=target, kernels=TritonRowKernels(page_size=twins.PAGE_SIZE))
     chance = random.Random(0)
     requests = [
@@ -44,30 +44,34 @@ def test_a_served_batch_is_what_the_references_say() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu does this on the GPU")
 def test_every_kernel_of_a_step_has_a_task_that_compiles_it() -> None:
     """Red when a launcher refuses the inputs that a compiling call makes up, or an op has no such call."""
-    from phloem.kernels.triton.table import FUNCTIONS
+    from phloem.kernels.triton.table import functions_on
 
     calls: list[str] = []
 
     def counted(name: str):
         def call(*arguments, **named):
             calls.append(name)
-            return FUNCTIONS[name](*arguments, **named)
+            return interpreted[name](*arguments, **named)
 
         return call
 
-    functions = {name: counted(name) for name in FUNCTIONS}
     host = torch.device("cpu")
-    limits = DeviceLimits(max_rows=4, max_step_tokens=32, max_model_len=64, page_size=twins.PAGE_SIZE)
-    tasks = compile_tasks(
+    interpreted = functions_on(host)
+    functions = {name: counted(name) for name in interpreted}
+    limits = DeviceLimits(max_rows=20, max_step_tokens=64, max_model_len=64, page_size=twins.PAGE_SIZE)
+    compiler = KernelCompiler(
         compile_graph(define_dummy(twins.MODEL)),
         CudaTarget(torch.float32, host, twins.PAGE_SIZE, functions, "interpreted"),
         kernels=TritonRowKernels(page_size=twins.PAGE_SIZE),
         tensors=step_tensors(limits, host),
         buckets=limits.buckets,
-        max_rows=4,
+        max_rows=20,
         vocab_size=320,
-        queue=HostQueue(),
     )
-    for task in tasks:
+    for task in compiler.needed():
         task()
-    assert set(calls) == set(FUNCTIONS) - {"linear"}
+    assert set(calls) == set(interpreted) - {"linear", "linear_fp8"}
+    del calls[:]
+    for task in compiler.rare():
+        task()
+    assert "paged_attention" in calls, "of more chunks"

@@ -33,6 +33,18 @@ def test_copies_read_every_source_before_any_target_is_written() -> None:
         assert layer[2].eq(2).all()
 
 
+def test_pages_of_8_bit_floats_move_too() -> None:
+    """Red when copying goes through arithmetic that a type does not have, or takes a number for another."""
+    layers = (FullAttention(num_kv_heads=2, head_dim=16),)
+    kind = {"dtype": torch.float8_e4m3fn, "device": torch.device("cpu")}
+    pool = KvPool(layers=layers, num_pages=3, page_size=16, **kind)
+    pool.layers[0].view(torch.uint8)[0] = torch.arange(1024, dtype=torch.int32).to(torch.uint8)  # NaN among them
+    pool.copy_pages([PageCopy(0, 2)])
+    bits = pool.layers[0].view(torch.uint8)
+    assert torch.equal(bits[2], bits[0])
+    assert not bits[1].any()
+
+
 def test_a_large_pool_costs_nothing_before_it_is_used() -> None:
     """Turns red when the pool is cleared by writing: 2 GB would appear in the resident size."""
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from phloem.core.request import SamplingParams
 from phloem.kernels.triton import packed
 from phloem.kernels.triton.row_tensors import BucketSize, RowTensors, StepTensors
 from phloem.runtime.exec.queue import IntArray
+from phloem.runtime.exec.sampling.adjust import adjusted
+from phloem.runtime.exec.sampling.logprobs import token_logprob
 from phloem.runtime.exec.sampling.sample import NO_TOKEN, sample_row
 from phloem.runtime.exec.sampling.state import SamplingState
 
@@ -68,14 +71,38 @@ class ReferenceRowKernels:
         ]
         token_ids = torch.tensor(drawn, dtype=torch.int32)
         is_good = token_ids >= 0
-        self.append_tokens(line_rows[is_good], token_ids[is_good], store)
-        return token_ids
-
-    def append_tokens(self, rows: torch.Tensor, token_ids: torch.Tensor, store: RowTensors) -> None:
-        """Sampled tokens become known."""
-        for row, token in zip(rows.tolist(), token_ids.tolist(), strict=True):
+        for row, token in zip(line_rows[is_good].tolist(), token_ids[is_good].tolist(), strict=True):
             store.tokens[row, int(store.known[row])] = token
             store.known[row] += 1
+        return token_ids
+
+    def adjust(self, logits: torch.Tensor, line_rows: torch.Tensor, store: RowTensors) -> None:
+        """Mask, bias, hold back and penalise, in place."""
+        for line, row in enumerate(line_rows.tolist()):
+            if row < 0:
+                continue
+            words = store.sampling[row].numpy()
+            if words[packed.HAS_MASK]:
+                bits = np.unpackbits(store.masks[row].numpy().view(np.uint8), bitorder="little")[: logits.shape[1]]
+                logits[line, torch.from_numpy(bits == 0)] = float("-inf")
+            logits[line] = torch.from_numpy(adjusted(logits[line].numpy(), _state(row, store, logits.shape[1])))
+
+    def report(
+        self, logits: torch.Tensor, token_ids: torch.Tensor, line_rows: torch.Tensor, store: RowTensors
+    ) -> torch.Tensor:
+        """Log-probabilities in the words of packed.py."""
+        out = torch.zeros(len(token_ids), packed.REPORT_WORDS, dtype=torch.int32)
+        for line, (row, token) in enumerate(zip(line_rows.tolist(), token_ids.tolist(), strict=True)):
+            if row < 0 or token < 0 or not (wanted := int(store.sampling[row, packed.REPORTS])):
+                continue
+            entry = token_logprob(logits[line].numpy(), token, wanted - 1)
+            words = out[line].numpy()
+            words[packed.REPORT_RANK] = entry.rank
+            words.view(np.float32)[packed.REPORT_LOGPROB] = entry.logprob
+            for place, (token_id, value) in enumerate(entry.top):
+                words[packed.REPORT_IDS + place] = token_id
+                words.view(np.float32)[packed.REPORT_VALUES + place] = value
+        return out
 
 
 def unpack(words: IntArray) -> packed.PackedStep:
@@ -101,14 +128,50 @@ def unpack(words: IntArray) -> packed.PackedStep:
 
 
 def _draw(logits: torch.Tensor, row: int, store: RowTensors) -> int:
-    words: IntArray = store.sampling[row].numpy()
-    floats = words[: packed.TOP_K].view(np.float32).tolist()
-    low, high = words[packed.SEED_LOW : packed.SEED_HIGH + 1].view(np.uint32).tolist()
-    params = SamplingParams(temperature=floats[0], top_p=floats[1], min_p=floats[2], top_k=int(words[packed.TOP_K]))
-    state = SamplingState(params=params, seed=low | high << 32, prompt=(), generated=(), vocab_size=len(logits))
-    state.num_generated = int(store.known[row] - store.num_prompt[row])
+    """What a plain row of these parameters draws; `adjust` has changed the logits already."""
+    state = _state(row, store, len(logits))
+    state.bias_ids, state.bias_values, state.end_ids = state.bias_ids[:0], state.bias_values[:0], state.end_ids[:0]
+    state.counts = None
     token = sample_row(logits.numpy(), state)
     return NO_TOKEN if isinstance(token, str) else token
+
+
+def _state(row: int, store: RowTensors, vocab_size: int) -> SamplingState:
+    """The host's sampler of a row, from what the store knows of it."""
+    words: IntArray = store.sampling[row].numpy()
+    floats = words.view(np.float32).tolist()
+    low, high = words[packed.SEED_LOW : packed.SEED_HIGH + 1].view(np.uint32).tolist()
+    bias_ids, biases, end_ids = _listed(row, store)
+    num_prompt, tokens = int(store.num_prompt[row]), store.tokens[row, : int(store.known[row])].tolist()
+    params = SamplingParams(
+        temperature=floats[packed.TEMPERATURE],
+        top_p=floats[packed.TOP_P],
+        min_p=floats[packed.MIN_P],
+        top_k=int(words[packed.TOP_K]),
+        repetition_penalty=floats[packed.REPETITION],
+        presence_penalty=floats[packed.PRESENCE],
+        frequency_penalty=floats[packed.FREQUENCY],
+        min_tokens=int(words[packed.MIN_TOKENS]),
+        logit_bias=dict(zip(bias_ids.tolist(), biases.tolist())),
+    )
+    return SamplingState(
+        params=params,
+        seed=low | high << 32,
+        prompt=tokens[:num_prompt],
+        generated=tokens[num_prompt:],
+        vocab_size=vocab_size,
+        end_token_ids=end_ids.tolist(),
+    )
+
+
+def _listed(row: int, store: RowTensors) -> tuple[IntArray, npt.NDArray[np.float32], IntArray]:
+    """Biased tokens, biases, end tokens."""
+    words: IntArray = store.sampling[row].numpy()
+    listed: IntArray = store.listed[row].numpy()
+    num_biases, num_ends = int(words[packed.NUM_BIASES]), int(words[packed.NUM_ENDS])
+    bias_ids = listed[packed.LISTED_BIASES :][:num_biases]
+    biases = listed[packed.LISTED_VALUES :][:num_biases].view(np.float32)
+    return bias_ids, biases, listed[packed.LISTED_ENDS :][:num_ends]
 
 
 def _put(out: torch.Tensor, values: IntArray, length: int, *, padding: int) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from phloem.core.errors import ConfigError
-from phloem.graph.compile import compile_graph
+from phloem.graph.compile import PASSES, compile_graph
 from phloem.graph.lower.cuda import reference_target
+from phloem.graph.passes.quantize_fp8 import quantize_fp8
 from phloem.models.catalog import define_dummy
 from phloem.runtime.exec.build import build_worker
 from phloem.runtime.exec.build_cuda import expect_room
@@ -29,6 +30,25 @@ def test_weights_that_do_not_fit_the_device_are_refused_before_they_are_loaded()
     with pytest.raises(ConfigError, match=r"dummy:qwen3-14b need 29\.5 GB on the device, 24\.0 GB are free"):
         expect_room(step, target, Path("dummy:qwen3-14b"), free_bytes=24 * 10**9)
     expect_room(step, target, Path("dummy:qwen3-14b"), free_bytes=30 * 10**9)
+
+
+def test_8_bit_weights_are_counted_as_such() -> None:
+    """Red when a model that fits once it is quantized is refused: 13.2 G of 14.8 G numbers take a byte."""
+    step = compile_graph(define_dummy("dummy:qwen3-14b"), (*PASSES, quantize_fp8))
+    target = reference_target(activation=torch.bfloat16, device=torch.device("cpu"), page_size=32)
+    with pytest.raises(ConfigError, match=r"need 16\.3 GB on the device"):
+        expect_room(step, target, Path("dummy:qwen3-14b"), free_bytes=10**9)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"dtype": "float16"}, "dtype"), ({"quantize": "fp8"}, "quantize"), ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype")],
+)
+def test_what_only_a_gpu_serves_is_refused_on_a_cpu(options: dict[str, str], field: str) -> None:
+    """Red when an option is quietly ignored, or fails deep inside with another error."""
+    with pytest.raises(ConfigError, match="served on a GPU only; choose") as error:
+        build_worker(device="cpu", **{**OPTIONS, **options})
+    assert error.value.field == field
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -108,14 +108,15 @@ def test_constrained_rows_beside_others(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 1])
-def test_rows_that_the_host_samples_beside_rows_that_it_does_not(depth: int) -> None:
-    """Red when a token chosen on the host does not reach the device before the next step, or is counted twice."""
+def test_adjusted_and_reported_rows_beside_plain_ones(depth: int) -> None:
+    """Red when what a row lists does not reach the device, a report is read from another row's line or after its logits
+    were changed, or a prompt is scored by the wrong lines."""
     kinds = [
         SamplingParams(temperature=0, logprobs=3, max_tokens=8),
         SamplingParams(temperature=0.8, seed=5, max_tokens=8, ignore_eos=True),
         SamplingParams(temperature=0.8, seed=6, repetition_penalty=1.3, frequency_penalty=0.4, max_tokens=8),
         SamplingParams(temperature=0, prompt_logprobs=2, max_tokens=4),
-        SamplingParams(temperature=1.0, seed=9, logit_bias={7: 5.0, 2: 9.0}, min_tokens=4, max_tokens=8),
+        SamplingParams(temperature=1.0, seed=9, logit_bias={7: 5.0, 2: 9.0}, min_tokens=4, max_tokens=8, logprobs=2),
         SamplingParams(temperature=0, max_tokens=8),
     ]
     requests = list(zip(prompts(5, [10, 20, 30, 60, 5, 44]), kinds))

@@ -7,7 +7,7 @@ import numpy as np
 from phloem.core.plan import ALL_LOGITS, LAST_LOGITS, NO_LOGITS, RowStart, SharedPrefix, StepPlan
 from phloem.core.request import SamplingParams
 from phloem.kernels.triton.packed import START_COMPUTED, START_KNOWN, START_ROW
-from phloem.runtime.exec.device_rows import RowMirror
+from phloem.runtime.exec.device_rows import NOT_REPORTED, RowMirror
 from phloem.runtime.exec.pack_plan import NOBODY, pack_plan
 
 
@@ -56,8 +56,8 @@ def test_the_spare_row_fills_up_the_rows_with_one_token() -> None:
     assert mirror.computed.tolist() == [8, 8, 8, 8, 8, 20, 9, 0, 0]
 
 
-def test_only_rows_the_device_draws_for_have_a_line_of_their_own() -> None:
-    """Red when the device appends a token to a row whose token the host chooses, or to one that is not complete."""
+def test_only_rows_that_draw_have_a_line_of_their_own() -> None:
+    """Red when the device appends a token to a row that is not complete, or at each line of a scored prompt."""
     plan = StepPlan(
         step=0,
         starts=(start(0, 3, prompt_logprobs=1), start(1, 5), start(2, 2, logprobs=0)),
@@ -67,10 +67,11 @@ def test_only_rows_the_device_draws_for_have_a_line_of_their_own() -> None:
     )
     step, batch, _ = packed(plan)
     assert step.line_tokens.tolist() == [0, 1, 2, 8]
-    assert step.line_rows.tolist() == [NOBODY] * 4
+    assert step.line_rows.tolist() == [NOBODY, NOBODY, 0, 2]
     assert batch.lines.tolist() == [2, NOBODY, 3]
-    assert batch.samples.tolist() == [True, False, True]
-    assert batch.draws.size == 0
+    assert batch.draws.tolist() == [0, 2]
+    assert batch.num_top.tolist() == [NOT_REPORTED, 0]
+    assert batch.sizes.reports
 
 
 def test_groups_name_rows_of_the_batch() -> None:

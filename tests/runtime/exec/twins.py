@@ -18,7 +18,7 @@ from phloem.graph.lower.cpu import ReferenceTarget
 from phloem.graph.lower.cuda import CudaTarget, reference_target
 from phloem.memory.pool.kv import KvPool
 from phloem.models.catalog import define_dummy
-from phloem.runtime.exec.build_device import DeviceLimits, device_worker, eager_steps
+from phloem.runtime.exec.build_device import DeviceLimits, device_worker, eager_steps, row_store
 from phloem.runtime.exec.cuda_worker import CudaWorker
 from phloem.runtime.exec.device_step import RowKernels
 from phloem.runtime.exec.queue import HostQueue
@@ -69,18 +69,20 @@ def host_device_worker(
     pool = KvPool(
         layers=step.layers, num_pages=settings.num_pages + 1, page_size=PAGE_SIZE, dtype=target.activation, device=HOST
     )
+    limits = DeviceLimits(
+        max_rows=settings.max_rows,
+        max_step_tokens=settings.max_step_tokens,
+        max_model_len=settings.max_model_len,
+        page_size=PAGE_SIZE,
+    )
     return device_worker(
         program=target.load(step, definition.checkpoint)(caches=pool.layers),
         pool=pool,
         kernels=kernels or ReferenceRowKernels(page_size=PAGE_SIZE),
         queue=HostQueue(),
         make_steps=eager_steps,
-        limits=DeviceLimits(
-            max_rows=settings.max_rows,
-            max_step_tokens=settings.max_step_tokens,
-            max_model_len=settings.max_model_len,
-            page_size=PAGE_SIZE,
-        ),
+        limits=limits,
+        store=row_store(limits, vocab_size=definition.vocab_size, device=HOST),
         vocab_size=definition.vocab_size,
         end_token_ids=settings.eos_token_ids,
         clock=ManualClock(),
@@ -110,6 +112,9 @@ class TwinWorker:
         self.ours, self.theirs = ours, theirs
         self.plans: list[StepPlan] = []
         self.is_warm = True
+
+    def prepare(self) -> bool:
+        return False
 
     def submit(self, plan: StepPlan) -> TwinHandle:
         self.plans.append(plan)

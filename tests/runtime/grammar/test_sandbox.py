@@ -53,6 +53,9 @@ BAD = {
     "contradictory numbers": (schema({"type": "integer", "minimum": 5, "maximum": 3}), "5"),
     "contradictory types": (schema({"allOf": [{"type": "string"}, {"type": "integer"}]}), "incompatible types"),
     "only itself": (schema({"$ref": "#"}), "no text satisfies it"),
+    "its own property": (
+        schema({"type": "object", "properties": {"x": {"$ref": "#"}}, "required": ["x"]}), "oo many items"),
+    "too complex to be followed": (Constraint("regex", "(a?){500}a{500}"), "too many"),
     "not JSON": (Constraint("json_schema", "{"), "EOF"),
     "deep": (nested(5_000), "recursion"),
     "regex": (Constraint("regex", "(a"), "unclosed group"),
@@ -62,7 +65,7 @@ BAD = {
     "grammar": (Constraint("grammar", "start: nowhere"), "nowhere"),
     "empty grammar": (Constraint("grammar", " \n"), "empty"),
     "no choices": (Constraint("choice", "{}"), "array"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GOOD)

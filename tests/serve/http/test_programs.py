@@ -105,9 +105,11 @@ BOMB = program(
         ({"program": FORK, "surprise": 1}, None, "surprise"),
         ({"program": BOMB}, "program.body[1].body[0]", "characters"),
         ({"program": {**FORK, "version": 9}}, "program.version", "9"),
-        ({"program": program(text("x" * 300), gen("g"))}, "program.body[1]", "tokens"),
+        ({"program": program(text("x" * 300), gen("g"))}, "program", "at least 300 tokens"),
+        ({"program": program({"op": "text", "value": {"op": "var", "name": "x"}}, gen("g"), parameters=[{"name": "x"}]),
+          "arguments": {"x": "x" * 300}}, "program.body[1]", "300 tokens"),
         ({"program": program(gen("g"))}, "program.body[0]", "nothing was said"),
-        ({"program": program(*[text("ab")] * 300)}, "program", "at least 300 tokens"),
+        ({"program": program(*[text("ab")] * 300)}, "program", "at least 600 tokens"),
         ({"program": program(text("x" * 150_000), gen("g"))}, "program", "tokens, but this model takes at most"),
     ],
 )  # fmt: skip
@@ -180,6 +182,26 @@ async def test_a_program_is_prepared_once(serve: Serve, monkeypatch: pytest.Monk
         await server.post("/v1/programs", program=program(text(f"a{index}"), gen("g")))
     await server.post("/v1/programs", program=FORK)
     assert len(prepared) == 34, "what was used longest ago is forgotten"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_programs_that_do_not_fit_beside_each_other_do_not_run_at_once(serve: Serve, stream: bool) -> None:
+    """Red when the static bound of pages is not used for admission, a program that is alone is refused, or pages stay
+    promised to one that ended."""
+    server = serve(says=["hi"], step_s=0.03)
+    gauges = dict.fromkeys(wire.Stats.__struct_fields__, 0) | {"pages_total": 10}
+    server.engine.route(wire.Stats(**gauges))
+    large = program(text("x" * 200), gen("g"))  # 7 pages of 32 tokens
+    first = asyncio.create_task(server.post("/v1/programs", program=large))
+    await asyncio.sleep(0.02)
+    refused = await server.post("/v1/programs", program=large, stream=stream)
+    assert refused.status_code == 503
+    assert "7 of 10 pages" in refused.json()["error"]["message"]
+    assert refused.headers["retry-after"] == "1"
+    small = await server.post("/v1/programs", program=program(text("x" * 64), gen("g")))
+    assert small.status_code == 200
+    assert (await first).status_code == 200
+    assert (await server.post("/v1/programs", program=large, stream=stream)).status_code == 200
 
 
 async def test_leaving_aborts_every_branch(serve: Serve) -> None:

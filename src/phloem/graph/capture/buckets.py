@@ -18,7 +18,8 @@ MIN_CHUNKS = 8
 @dataclass(frozen=True, slots=True)
 class StepSizes:
     """A step's own sizes; names as in AttentionShape. `num_decode_rows` are rounded already (`round_rows`) where other
-    rows follow. `truncates`: some row's distribution is cut before it is drawn from."""
+    rows follow. Some row's logits are changed before it is drawn from (`adjusts`), its distribution is cut
+    (`truncates`), or log-probabilities of its token are wanted (`reports`)."""
 
     num_rows: int
     num_tokens: int
@@ -26,7 +27,9 @@ class StepSizes:
     num_decode_rows: int
     num_shared: int = 0
     max_group_rows: int = 0
+    adjusts: bool = False
     truncates: bool = False
+    reports: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,9 @@ class Bucket:
 
     shape: AttentionShape
     num_logits: int
-    truncates: bool
+    adjusts: bool = False
+    truncates: bool = False
+    reports: bool = False
 
     @property
     def is_decode(self) -> bool:
@@ -45,10 +50,12 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """The rule from sizes to buckets. Contexts and lengths of chunks are not told apart: kernels read them."""
+    """The rule from sizes to buckets. Contexts and lengths of chunks are not told apart: kernels read them. With
+    `deterministic`, groups of rows are not told to anybody: how a row sums must not depend on its neighbours."""
 
     max_tokens: int
     max_context_len: int
+    deterministic: bool = False
 
     def of(self, sizes: StepSizes) -> Bucket:
         """The smallest bucket that holds a step."""
@@ -61,7 +68,8 @@ class Buckets:
         else:
             num_rows = num_tokens = num_decode_rows = round_rows(sizes.num_rows)
             max_query_len = 1
-        num_shared = power_of_two(sizes.num_shared) if sizes.num_shared else 0
+        has_groups = sizes.num_shared > 0 and not self.deterministic
+        num_shared = power_of_two(sizes.num_shared) if has_groups else 0
         shape = AttentionShape(
             num_rows=num_rows,
             num_tokens=num_tokens,
@@ -70,8 +78,9 @@ class Buckets:
             max_context_len=self.max_context_len,
             num_shared=num_shared,
             max_group_rows=min(power_of_two(sizes.max_group_rows), num_rows) if num_shared else 0,
+            deterministic=self.deterministic,
         )
-        return Bucket(shape, num_logits, sizes.truncates)
+        return Bucket(shape, num_logits, sizes.adjusts, sizes.truncates, sizes.reports)
 
 
 def max_batch_rows(max_rows: int) -> int:

@@ -156,8 +156,12 @@ def pick_target(step: StepGraph, *, dtype: str, quantize: str, page_size: int, n
 
     `dtype` "auto" is bfloat16 on the native kernels (the residual stream stays float32), with int8 products for
     quantized weights where there is no AMX (docs/decisions/0003), and float32 on the references.
-    ConfigError when an option asks for what the references cannot do.
+    ConfigError when an option asks for what a CPU, or the references, cannot do.
     """
+    if dtype == "float16":
+        raise ConfigError("--dtype float16 is served on a GPU only; choose bfloat16 or float32", field="dtype")
+    if quantize == "fp8":
+        raise ConfigError("--quantize fp8 is served on a GPU only; choose int8 or int4", field="quantize")
     found = library.load()
     native_type = torch.float32 if dtype == "float32" else torch.bfloat16
     reason = refusal(step, machine=found.machine(), activation=native_type, page_size=page_size)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 
 import numpy as np
 import torch
 
 from phloem.graph.checkpoint.checkpoint import Checkpoint
-from phloem.graph.weights import Concat, Constant, Rows, Stored, WeightRecipe, load_raw, to_torch
+from phloem.graph.ops.fp8 import FP8, quantize_rows
+from phloem.graph.weights import (
+    Columns,
+    Concat,
+    Constant,
+    Fp8Numbers,
+    Fp8Scales,
+    Rows,
+    Stored,
+    WeightRecipe,
+    load_raw,
+    to_torch,
+)
 from phloem.kernels.spec import RawWeight
 
 _TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -21,20 +33,42 @@ NUM_READERS = 8
 def load_parameters(
     recipes: Mapping[str, WeightRecipe], checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Every parameter on `device`: frequencies float32, everything else `dtype`. ModelError as `load_raw`."""
+    """Every parameter on `device` in its type (`type_of`). ModelError as `load_raw`."""
+    scales = {id(recipe.source): name for name, recipe in recipes.items() if isinstance(recipe, Fp8Scales)}
     parameters: dict[str, torch.Tensor] = {}
     with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="phloem-load") as readers:
-        waiting = [
-            (name, readers.submit(_make, recipe, checkpoint, _dtype_of(name, dtype), device))
-            for name, recipe in recipes.items()
-        ]
-        for name, future in waiting:
-            parameters[name] = future.result()
+        waiting: list[tuple[tuple[str, ...], Future[tuple[torch.Tensor, ...]]]] = []
+        for name, recipe in recipes.items():
+            if isinstance(recipe, Fp8Numbers):  # with its scales: the source is read once
+                both = (name, scales[id(recipe.source)])
+                waiting.append((both, readers.submit(_make_fp8, recipe.source, checkpoint, dtype, device)))
+            elif not isinstance(recipe, Fp8Scales):
+                kept = type_of(name, recipe, dtype)
+                waiting.append(((name,), readers.submit(_make_plain, recipe, checkpoint, kept, device)))
+        for names, future in waiting:
+            parameters |= zip(names, future.result(), strict=True)
     return parameters
 
 
-def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if name == "inv_freq" else dtype
+def type_of(name: str, recipe: WeightRecipe, activation: torch.dtype) -> torch.dtype:
+    """What a parameter is kept in: 8-bit floats where quantized, with float32 scales; frequencies float32; else the
+    activation type."""
+    if isinstance(recipe, Fp8Numbers):
+        return FP8
+    return torch.float32 if name == "inv_freq" or isinstance(recipe, Fp8Scales) else activation
+
+
+def _make_plain(
+    recipe: WeightRecipe, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor]:
+    return (_make(recipe, checkpoint, dtype, device),)
+
+
+def _make_fp8(
+    source: WeightRecipe, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(numbers, scales) of a matrix that is on the device in `dtype` for a moment."""
+    return quantize_rows(_make(source, checkpoint, dtype, device))
 
 
 def _make(recipe: WeightRecipe, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -71,8 +105,12 @@ def _fill(out: torch.Tensor, recipe: WeightRecipe, checkpoint: Checkpoint) -> No
             _fill(whole, source, checkpoint)
             rows = index if isinstance(index, slice) else torch.from_numpy(np.asarray(index)).to(out.device)
             out.copy_(whole[rows])
-        case Concat():
-            raise AssertionError("a join inside a permutation is not made on a device")
+        case Columns(source, index):
+            whole = torch.empty(source.shape, dtype=out.dtype, device=out.device)
+            _fill(whole, source, checkpoint)
+            out.copy_(whole[:, index])
+        case Concat() | Fp8Numbers() | Fp8Scales():
+            raise AssertionError("joins and 8-bit floats are not parts of anything on a device")
 
 
 def _upload(out: torch.Tensor, raw: RawWeight) -> None:

@@ -37,6 +37,26 @@ def op_time(node: fx.Node, seconds: float, *, load: StepLoad, stored: Callable[[
     return OpTime(" ".join(parts), seconds, cost.num_bytes, cost.flops)
 
 
+@dataclass(frozen=True)
+class StepTimes:
+    """Where a step's time goes. `whole_s` is the same step run at once, where that is not the sum of its ops."""
+
+    ops: list[OpTime]
+    whole_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a device can do at most, measured on it."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+    def share(self, op: OpTime) -> float:
+        """How near an op's time is to the least it could take: 1 is at the ceiling."""
+        return max(op.num_bytes / self.bytes_per_s, op.flops / self.flops_per_s) / op.seconds
+
+
 class StepProgram(Protocol):
     """A compiled model: static inputs, and one call that turns them into logits."""
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from phloem.graph.ops.contract import Example, Op, ShapeError, Spec, rank, same, static
+from phloem.graph.ops.fp8 import to_cache
 from phloem.graph.ops.model import attend, frequencies, gated, normalize, rotate
 
 
@@ -56,7 +57,8 @@ def _rope_kv_write(
 ) -> Tensor:
     """q [T, H, d]; token t's key and value go to slot slots_T[t] = page * S + offset of `kv_cache` [P, 2, S, K, d].
 
-    qkv [T, (H + 2K) d]; H follows from its width. q and k are RMS-normalized per head first where norms are given.
+    qkv [T, (H + 2K) d]; H follows from its width. q and k are RMS-normalized per head first where norms are given. The
+    cache may hold 8-bit floats.
     """
     S, K, d = kv_cache.shape[2:]
     qkv = qkv.reshape(qkv.shape[0], -1, d)
@@ -65,8 +67,8 @@ def _rope_kv_write(
         q_THd = normalize(q_THd, q_norm_d, eps, qkv.dtype)
         k_TKd = normalize(k_TKd, k_norm_d, eps, qkv.dtype)
     page_T, offset_T = slots_T.long() // S, slots_T.long() % S
-    kv_cache[page_T, 0, offset_T] = rotate(k_TKd, positions_T, inv_freq).to(kv_cache.dtype)
-    kv_cache[page_T, 1, offset_T] = v_TKd.to(kv_cache.dtype)
+    kv_cache[page_T, 0, offset_T] = to_cache(rotate(k_TKd, positions_T, inv_freq), kv_cache.dtype)
+    kv_cache[page_T, 1, offset_T] = to_cache(v_TKd, kv_cache.dtype)
     return rotate(q_THd, positions_T, inv_freq)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from phloem.graph.ops import collective, experts, lowered, model
+from phloem.graph.ops import collective, experts, fp8, fused, lowered, model
 from phloem.graph.ops.contract import Op
 
 
@@ -32,8 +32,9 @@ LOWERED_OPS = _by_name(
     lowered.paged_attention,
     lowered.silu_mul,
     lowered.select_rows,
-    experts.moe,
 )
+EXPERT_OPS = _by_name(experts.moe)
+"""Mixtures of experts; also left when the passes are done, and computed by torch on a CPU."""
 COLLECTIVE_OPS = _by_name(
     collective.all_reduce,
     collective.all_gather,
@@ -43,4 +44,18 @@ COLLECTIVE_OPS = _by_name(
     collective.send,
     experts.moe_exchange,
 )  # bound to a Comm when a graph is lowered, whatever the machine
-OPS: Mapping[str, Op] = MappingProxyType({**MODEL_OPS, **LOWERED_OPS, **COLLECTIVE_OPS, "columns": model.columns})
+QUANTIZED_OPS = _by_name(fp8.linear_fp8)
+"""What passes make of linears whose weights are stored in fewer bits; also left when the passes are done."""
+FUSED_OPS = _by_name(fused.norm_linear, fused.norm_gated_linear, fused.linear_add, fused.rope_attention)
+"""What a device may make of a lowered graph for small steps (graph/lower/small.py)."""
+OPS: Mapping[str, Op] = MappingProxyType(
+    {
+        **MODEL_OPS,
+        **LOWERED_OPS,
+        **EXPERT_OPS,
+        **COLLECTIVE_OPS,
+        **QUANTIZED_OPS,
+        **FUSED_OPS,
+        "columns": model.columns,
+    }
+)

@@ -11,7 +11,8 @@ span is finished there; of any other, each program leaves a partial result that 
     slots of partial results: 2p for a row that began before program p, 2p + 1 for one that begins in it and goes on
 
 In deterministic mode a unit is FIXED_CHUNK keys and every unit is a segment of its own, in slot row * num_chunks +
-unit: what is added to what does not depend on the other rows. All query heads of a KV head are one tile of a product.
+unit: what is added to what does not depend on the other rows. Its tile is that of attention_extend.py, so that a token
+has the same bits whether it was computed alone or in a chunk. All query heads of a KV head are one tile of a product.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from phloem.kernels.triton.attention_inputs import UNALIGNED, VARYING, AttentionInputs, tile_height, vector_length
+from phloem.kernels.triton.attention_inputs import (
+    UNALIGNED,
+    VARYING,
+    AttentionInputs,
+    fixed_tile,
+    tile_height,
+    vector_length,
+)
 from phloem.kernels.triton.attention_shape import FIXED_CHUNK
 from phloem.kernels.triton.attention_tile import (
     attend_keys,
@@ -32,6 +40,7 @@ from phloem.kernels.triton.attention_tile import (
     softmax_end,
     softmax_start,
 )
+from phloem.kernels.triton.fp8 import FP8, as_operand
 from phloem.kernels.triton.launch import Launcher
 
 MIN_KEYS = 128  # a program takes at least this many keys, so that short rows are not cut into crumbs
@@ -56,8 +65,8 @@ def _find_share(
 def _decode_kernel(
     out, partial, partial_lse, spans, q, kv, query_start, context_len, block_table, row_prefix,
     page_stride, value_stride, slot_stride, table_stride, num_rows, num_chunks, window, scale_log2,
-    RATIO: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, TILE_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, UNIT: tl.constexpr, MIN_UNITS: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    RATIO: tl.constexpr, PACKED: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    TILE_M: tl.constexpr, BLOCK_N: tl.constexpr, UNIT: tl.constexpr, MIN_UNITS: tl.constexpr, PAGE_SIZE: tl.constexpr,
     ROWS_PAD: tl.constexpr, WINDOWED: tl.constexpr, SHARED: tl.constexpr, FIXED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow_launch(EARLY)
@@ -83,7 +92,7 @@ def _decode_kernel(
             position = context - num_queries + packed // RATIO
             acc, row_max, row_sum = softmax_start(TILE_M, DIM_PAD)
             acc, row_max, row_sum = attend_keys(
-                acc, row_max, row_sum, tl.load(q + where, mask=held, other=0.0),
+                acc, row_max, row_sum, as_operand(tl.load(q + where, mask=held, other=0.0), kv),
                 tl.maximum(position - window + 1 if WINDOWED else position * 0, lowest), position,
                 (first + unit - row_begin) * UNIT, tl.minimum((first + end - row_begin) * UNIT, context),
                 kv, None, head, block_table + row.to(tl.int64) * table_stride,
@@ -98,8 +107,8 @@ def _decode_kernel(
                 slot = row * num_chunks + unit - row_begin if FIXED else 2 * share + begins.to(tl.int32)
                 if SHARED:
                     slot = tl.where(whole, 2 * num_shares + row, slot)
-                slot = (slot.to(tl.int64) * KV_HEADS + head) * TILE_M + packed
-                tl.store(partial_lse + slot, lse)
+                slot = (slot.to(tl.int64) * KV_HEADS + head) * PACKED + packed
+                tl.store(partial_lse + slot, lse, mask=packed < num_queries * RATIO)
                 tl.store(partial + slot[:, None] * DIM_PAD + dims[None, :], result, mask=held)
             if SHARED:
                 tl.store(spans + 2 * row, share, mask=begins & (head == 0))
@@ -130,7 +139,8 @@ class DecodeTiling:
 
 @dataclass(frozen=True)
 class Partials:
-    """Results of pieces of rows: `values` [slots, K, tile_m, dim_pad] and `lse` [slots, K, tile_m], both float32.
+    """Results of pieces of rows: `values` [slots, K, packed, dim_pad] and `lse` [slots, K, packed], both float32, for
+    `packed` queries times the query heads of a KV head.
 
     `spans` int32: of each program, the row that begins in it and goes on (-1: none) and the last program of that row;
     with shared prefixes [rows, 2] instead, the first and last program of each row. Unused in deterministic mode.
@@ -139,17 +149,22 @@ class Partials:
     values: Tensor
     lse: Tensor
     spans: Tensor
-    tile_m: int
+    packed: int
     num_shares: int
 
 
 def choose_tiling(inputs: AttentionInputs, tile_m: int) -> DecodeTiling:
     """Fixed by shape; the table of variants behind it is printed by bench/gpu_attention.py --tune."""
+    if inputs.shape.deterministic:
+        tile = fixed_tile(inputs)
+        return DecodeTiling(tile.block_n, tile.num_warps, 3, 2) if inputs.dim_pad <= 128 else DecodeTiling(32, 4, 2, 1)
     if inputs.dim_pad > 128:
         return DecodeTiling(32, 4, 3, 2)
+    if inputs.kv_cache.dtype == FP8:  # half the bytes, the same instructions: bound by these
+        return DecodeTiling(64, 2, 3, 4)
     if inputs.dim_pad < 128:
         return DecodeTiling(128, 4, 3, 3)
-    return DecodeTiling(64, 4, 3, 3 if inputs.shape.deterministic else 2)
+    return DecodeTiling(64, 4, 3, 2)
 
 
 def decode(
@@ -166,17 +181,18 @@ def decode(
     `row_prefix` int32 [rows]: leading keys of a row that another kernel attends (attention_shared.py).
     """
     shape, fixed, num_kv_heads = inputs.shape, inputs.shape.deterministic, inputs.num_kv_heads
-    tile_m = tile_height(inputs.ratio * max_query_len)
+    packed = inputs.ratio * max_query_len
+    tile_m = fixed_tile(inputs).tile_m if fixed else tile_height(packed)
     tiling = tiling or choose_tiling(inputs, tile_m)
     num_shares = max(1, inputs.num_processors * tiling.programs_per_sm // num_kv_heads)
     num_slots = 2 * num_shares + (num_rows if row_prefix is not None else 0)
     if fixed:
         num_slots = num_rows * shape.num_fixed_chunks
     partials = Partials(
-        values=inputs.empty(num_slots, num_kv_heads, tile_m, inputs.dim_pad),
-        lse=inputs.empty(num_slots, num_kv_heads, tile_m),
+        values=inputs.empty(num_slots, num_kv_heads, packed, inputs.dim_pad),
+        lse=inputs.empty(num_slots, num_kv_heads, packed),
         spans=inputs.empty(max(num_rows, num_shares), 2, dtype=torch.int32),
-        tile_m=tile_m,
+        packed=packed,
         num_shares=num_shares,
     )
     _launch_decode(
@@ -186,8 +202,9 @@ def decode(
         num_rows, shape.num_fixed_chunks, inputs.window or 0, inputs.scale_log2,
         kind=inputs.kind,
         constants={
-            "RATIO": inputs.ratio, "KV_HEADS": num_kv_heads, "HEAD_DIM": inputs.head_dim, "DIM_PAD": inputs.dim_pad,
-            "TILE_M": tile_m, "BLOCK_N": tiling.block_n, "UNIT": FIXED_CHUNK if fixed else tiling.block_n,
+            "RATIO": inputs.ratio, "PACKED": packed, "KV_HEADS": num_kv_heads, "HEAD_DIM": inputs.head_dim,
+            "DIM_PAD": inputs.dim_pad, "TILE_M": tile_m, "BLOCK_N": tiling.block_n,
+            "UNIT": FIXED_CHUNK if fixed else tiling.block_n,
             "MIN_UNITS": 1 if fixed else max(1, MIN_KEYS // tiling.block_n), "PAGE_SIZE": inputs.page_size,
             "ROWS_PAD": vector_length(num_rows), "WINDOWED": inputs.window is not None,
             "SHARED": row_prefix is not None, "FIXED": fixed, "EARLY": inputs.starts_early,

@@ -5,6 +5,9 @@ A row's queries, times the query heads of a KV head, are packed token by token a
 of all rows form one list, so ragged batches need no padding. A program finds its tile's row on the device and takes the
 list from the back, where the queries with the most keys of a long row stand, so that the last programs are short ones.
 Keys that every query of the tile sees go through a loop without masks (FlashAttention-2, Dao 2023).
+
+In deterministic mode a row's keys are attended in chunks of FIXED_CHUNK and the results joined one after the other: the
+sums that attention_decode.py and attention_merge.py make for a row of one query.
 """
 
 from __future__ import annotations
@@ -15,14 +18,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from phloem.kernels.triton.attention_inputs import UNALIGNED, VARYING, AttentionInputs, vector_length
+from phloem.kernels.triton.attention_inputs import UNALIGNED, VARYING, AttentionInputs, fixed_tile, vector_length
+from phloem.kernels.triton.attention_shape import FIXED_CHUNK
 from phloem.kernels.triton.attention_tile import (
     attend_keys,
     follow_launch,
+    join_weights,
     softmax_end,
     softmax_start,
     zero_tail,
 )
+from phloem.kernels.triton.fp8 import as_operand
 from phloem.kernels.triton.launch import Launcher
 
 
@@ -40,13 +46,35 @@ def _find_tile(query_start, first_row, num_rows, RATIO: tl.constexpr, TILE_M: tl
     return tl.where(tile < 0, num_rows, row), tile - before
 
 
+@triton.jit
+def _attend_range(
+    q_tile, position, lowest, begin, stop, kv, kv_rows, head, table, page_stride, value_stride, slot_stride, window,
+    scale_log2, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """(result [M, d], log-sum-exp [M]) over the keys begin .. stop of queries at `position` [M], the first of which is
+    at `lowest`: a loop without masks over the keys that all of them see, then one with masks."""
+    acc, row_max, row_sum = softmax_start(q_tile.shape[0], q_tile.shape[1])
+    masked_from = begin
+    if not WINDOWED:
+        masked_from = tl.minimum(tl.maximum((lowest + 1) // BLOCK_N * BLOCK_N, begin), tl.maximum(stop, begin))
+        acc, row_max, row_sum = attend_keys(
+            acc, row_max, row_sum, q_tile, position, position, begin, masked_from, kv, kv_rows, head, table,
+            page_stride, value_stride, slot_stride, scale_log2, HEAD_DIM, BLOCK_N, PAGE_SIZE, False, False,
+        )  # fmt: skip
+    acc, row_max, row_sum = attend_keys(
+        acc, row_max, row_sum, q_tile, position - window + 1, position, masked_from, stop, kv, None, head, table,
+        page_stride, value_stride, slot_stride, scale_log2, HEAD_DIM, BLOCK_N, PAGE_SIZE, True, WINDOWED,
+    )  # fmt: skip
+    return softmax_end(acc, row_max, row_sum)
+
+
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
 def _extend_kernel(
     out, q, kv, kv_rows, query_start, context_len, block_table, page_stride, value_stride, slot_stride, table_stride,
     first_row, num_rows, num_tokens, window, scale_log2,
     RATIO: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
     WIDTH_PAD: tl.constexpr, TILE_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    ROWS_PAD: tl.constexpr, WINDOWED: tl.constexpr, EARLY: tl.constexpr,
+    ROWS_PAD: tl.constexpr, WINDOWED: tl.constexpr, CHUNK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow_launch(EARLY)
     head = tl.program_id(1)
@@ -62,22 +90,26 @@ def _extend_kernel(
         where = (token + packed // RATIO).to(tl.int64) * (KV_HEADS * RATIO) + head * RATIO + packed % RATIO
         where = where[:, None] * HEAD_DIM + dims[None, :]
         held = (packed < num_queries * RATIO)[:, None] & (dims < HEAD_DIM)[None, :]
-        q_tile = tl.load(q + where, mask=held, other=0.0)
+        q_tile = as_operand(tl.load(q + where, mask=held, other=0.0), kv)
         table = block_table + row.to(tl.int64) * table_stride
-        acc, row_max, row_sum = softmax_start(TILE_M, DIM_PAD)
-        if WINDOWED:
-            masked_from = tl.maximum(lowest - window + 1, 0) // BLOCK_N * BLOCK_N
+        begin = tl.maximum(lowest - window + 1, 0) // BLOCK_N * BLOCK_N if WINDOWED else 0
+        if CHUNK:
+            joined, largest, total = softmax_start(TILE_M, DIM_PAD)
+            for chunk in tl.range(begin // CHUNK * CHUNK, stop, CHUNK):
+                part, part_lse = _attend_range(
+                    q_tile, position, lowest, tl.maximum(chunk, begin), tl.minimum(chunk + CHUNK, stop),
+                    kv, kv_rows, head, table, page_stride, value_stride, slot_stride, window, scale_log2,
+                    HEAD_DIM, BLOCK_N, PAGE_SIZE, WINDOWED,
+                )  # fmt: skip
+                weight, factor, largest, total = join_weights(part_lse, largest, total)
+                joined = tl.fma(part, tl.broadcast_to(weight[:, None], part.shape), joined * factor[:, None])
+            result = joined / tl.where(total == 0.0, 1.0, total)[:, None]
         else:
-            masked_from = tl.maximum(lowest + 1, 0) // BLOCK_N * BLOCK_N
-            acc, row_max, row_sum = attend_keys(
-                acc, row_max, row_sum, q_tile, position, position, 0, masked_from, kv, kv_rows, head, table,
-                page_stride, value_stride, slot_stride, scale_log2, HEAD_DIM, BLOCK_N, PAGE_SIZE, False, False,
+            result, _ = _attend_range(
+                q_tile, position, lowest, begin, stop,
+                kv, kv_rows, head, table, page_stride, value_stride, slot_stride, window, scale_log2,
+                HEAD_DIM, BLOCK_N, PAGE_SIZE, WINDOWED,
             )  # fmt: skip
-        acc, row_max, row_sum = attend_keys(
-            acc, row_max, row_sum, q_tile, position - window + 1, position, masked_from, stop, kv, None, head, table,
-            page_stride, value_stride, slot_stride, scale_log2, HEAD_DIM, BLOCK_N, PAGE_SIZE, True, WINDOWED,
-        )  # fmt: skip
-        result, _ = softmax_end(acc, row_max, row_sum)
         tl.store(out + where, result.to(out.dtype.element_ty), mask=held)
     if head == 0:
         zero_tail(out, query_start, num_rows, num_tokens, KV_HEADS * RATIO * HEAD_DIM, WIDTH_PAD)
@@ -114,7 +146,8 @@ SHORT = 8192  # packed queries of a row: below, many small tiles fill the device
 def choose_tiling(inputs: AttentionInputs) -> ExtendTiling:
     """Fixed by shape; the table of variants behind it is printed by bench/gpu_attention.py --tune."""
     if inputs.shape.deterministic:  # whatever the other rows are
-        return ExtendTiling(64, 32 if inputs.dim_pad > 128 else 64, 4, 2)
+        tile = fixed_tile(inputs)
+        return ExtendTiling(tile.tile_m, tile.block_n, tile.num_warps, 2)
     packed = inputs.shape.max_query_len * inputs.ratio
     if inputs.dim_pad > 128:
         return ExtendTiling(64, 32, 4, 2) if packed <= SHORT else ExtendTiling(128, 64, 8, 2)
@@ -145,7 +178,8 @@ def extend(inputs: AttentionInputs, *, first_row: int, tiling: ExtendTiling | No
             "RATIO": ratio, "KV_HEADS": inputs.num_kv_heads, "HEAD_DIM": inputs.head_dim, "DIM_PAD": inputs.dim_pad,
             "WIDTH_PAD": triton.next_power_of_2(inputs.num_heads * inputs.head_dim), "TILE_M": tiling.tile_m,
             "BLOCK_N": tiling.block_n, "PAGE_SIZE": inputs.page_size, "ROWS_PAD": vector_length(num_rows),
-            "WINDOWED": inputs.window is not None, "EARLY": inputs.starts_early,
+            "WINDOWED": inputs.window is not None, "CHUNK": FIXED_CHUNK if shape.deterministic else 0,
+            "EARLY": inputs.starts_early,
         },
         num_warps=tiling.num_warps, num_stages=tiling.num_stages, early=inputs.starts_early,
     )  # fmt: skip

@@ -79,7 +79,7 @@ class AttentionInputs:
     def kind(self) -> Hashable:
         """What compiled kernels depend on besides their constants (launch.py)."""
         unaligned = self.q.data_ptr() % 16 + self.kv_cache.data_ptr() % 16
-        return self.q.device.index, self.q.dtype, self.cache_strides, unaligned
+        return self.q.device.index, self.q.dtype, self.kv_cache.dtype, self.cache_strides, unaligned
 
     @cached_property
     def cache_strides(self) -> tuple[int, int, int]:
@@ -122,6 +122,21 @@ class AttentionInputs:
 def vector_length(count: int) -> int:
     """Power of two that holds `count` rows, one of a few."""
     return next((length for length in _LENGTHS if count <= length), int(triton.next_power_of_2(count)))
+
+
+@dataclass(frozen=True)
+class FixedTile:
+    """What decides the bits of a query in deterministic mode: queries and keys of a tile, and the warps that share it
+    (with 64 queries a warp has whole rows of scores, and sums them in one order)."""
+
+    tile_m: int
+    block_n: int
+    num_warps: int
+
+
+def fixed_tile(inputs: AttentionInputs) -> FixedTile:
+    """The one tile of deterministic mode, for every row of a model."""
+    return FixedTile(64, 32 if inputs.dim_pad > 128 else 64, 4)
 
 
 def tile_height(packed: int) -> int:

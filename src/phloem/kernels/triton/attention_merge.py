@@ -1,9 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """Joins what several programs found about pieces of the same row, by their log-sum-exps.
 
-softmax over the union of two key sets is the average of the softmaxes over each, weighted by 2^lse. A program does one
-query of one row: its pieces are the decode kernel's slots of the row (attention_decode.py draws them) and, where the
-row shares a prefix, one result for each split of the prefix (attention_shared.py).
+A program does one query of one row: its pieces are the decode kernel's slots of the row (attention_decode.py draws
+them) and, where the row shares a prefix, one result for each split of the prefix (attention_shared.py).
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from phloem.kernels.triton.attention_decode import Partials
 from phloem.kernels.triton.attention_inputs import UNALIGNED, VARYING, AttentionInputs
 from phloem.kernels.triton.attention_shape import FIXED_CHUNK
 from phloem.kernels.triton.attention_shared import SharedPartials
-from phloem.kernels.triton.attention_tile import follow_launch, row_units, zero_tail
+from phloem.kernels.triton.attention_tile import follow_launch, join_weights, row_units, zero_tail
 from phloem.kernels.triton.launch import Launcher
 
 PIECES = 32  # partial results joined at once
+AT_ONCE = tl.constexpr(8)  # loaded at once in deterministic mode, where they are joined one by one
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def _merge_kernel(
     out, values, lse, spans, prefix_values, prefix_lse, row_entry, query_start, context_len,
     num_rows, num_all_rows, num_tokens, num_shares, num_splits, num_chunks, queries, window,
     RATIO: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    WIDTH_PAD: tl.constexpr, TILE_M: tl.constexpr, UNIT: tl.constexpr, WINDOWED: tl.constexpr,
+    WIDTH_PAD: tl.constexpr, PACKED: tl.constexpr, UNIT: tl.constexpr, WINDOWED: tl.constexpr,
     SHARED: tl.constexpr, FIXED: tl.constexpr, PIECES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow_launch(EARLY)
@@ -59,13 +59,25 @@ def _merge_kernel(
     if (packed < (token_stop - token) * RATIO) & ((count > 1) | (entry >= 0)):
         steps, dims = tl.arange(0, PIECES), tl.arange(0, DIM_PAD)
         acc, total, largest = tl.zeros([DIM_PAD], tl.float32), 0.0, float("-inf")
-        for done in range(0, count, PIECES):
-            piece = done + steps
-            slot = first + piece if FIXED else 2 * (first + piece) + (piece == 0).to(tl.int32)
-            if SHARED:
-                slot = tl.where(count == 1, 2 * num_shares + row, slot)
-            where = (slot.to(tl.int64) * KV_HEADS + head) * TILE_M + packed
-            acc, total, largest = _join(acc, total, largest, values, lse, where, piece < count, DIM_PAD)
+        if FIXED:  # one after the other, as attention_extend.py does
+            for done in range(0, count, AT_ONCE):
+                for ahead in tl.static_range(
+                    AT_ONCE
+                ):  # what lies beyond the last piece weighs nothing and changes none
+                    piece = done + ahead
+                    where = ((first + piece).to(tl.int64) * KV_HEADS + head) * PACKED + packed
+                    piece_lse = tl.load(lse + where, mask=piece < count, other=float("-inf"))
+                    part = tl.load(values + where * DIM_PAD + dims, mask=(piece < count) & (dims >= 0), other=0.0)
+                    weight, factor, largest, total = join_weights(piece_lse, largest, total)
+                    acc = tl.fma(part, weight, acc * factor)
+        else:
+            for done in range(0, count, PIECES):
+                piece = done + steps
+                slot = 2 * (first + piece) + (piece == 0).to(tl.int32)
+                if SHARED:
+                    slot = tl.where(count == 1, 2 * num_shares + row, slot)
+                where = (slot.to(tl.int64) * KV_HEADS + head) * PACKED + packed
+                acc, total, largest = _join(acc, total, largest, values, lse, where, piece < count, DIM_PAD)
         if SHARED:
             for done in range(0, tl.where(entry >= 0, num_splits, 0), PIECES):
                 piece = done + steps
@@ -105,7 +117,7 @@ def merge(
         constants={
             "RATIO": inputs.ratio, "KV_HEADS": inputs.num_kv_heads, "HEAD_DIM": inputs.head_dim,
             "DIM_PAD": inputs.dim_pad, "WIDTH_PAD": triton.next_power_of_2(inputs.num_heads * inputs.head_dim),
-            "TILE_M": partials.tile_m, "UNIT": FIXED_CHUNK, "WINDOWED": inputs.window is not None,
+            "PACKED": partials.packed, "UNIT": FIXED_CHUNK, "WINDOWED": inputs.window is not None,
             "SHARED": prefix is not None, "FIXED": inputs.shape.deterministic, "PIECES": PIECES,
             "EARLY": inputs.starts_early,
         },

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from phloem.kernels.triton.attention_inputs import UNALIGNED, VARYING, AttentionInputs, tile_height, vector_length
 from phloem.kernels.triton.attention_tile import attend_keys, follow_launch, softmax_end, softmax_start
+from phloem.kernels.triton.fp8 import as_operand
 from phloem.kernels.triton.launch import Launcher
 
 MAX_SPLITS = 32
@@ -69,6 +70,7 @@ def _shared_kernel(
         dims = tl.arange(0, DIM_PAD)
         where = (token.to(tl.int64) * (KV_HEADS * RATIO) + head * RATIO + packed % RATIO)[:, None] * HEAD_DIM
         q_tile = tl.load(q + where + dims[None, :], mask=single[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
+        q_tile = as_operand(q_tile, kv)
         prefix = tl.load(shared_pages + group) * PAGE_SIZE
         keys_each = tl.cdiv(tl.cdiv(prefix, BLOCK_N), num_splits) * BLOCK_N
         begin, stop = split * keys_each, tl.minimum((split + 1) * keys_each, prefix)

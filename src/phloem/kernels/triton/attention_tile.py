@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from phloem.kernels.triton.fp8 import widen
+
 
 @triton.jit
 def follow_launch(EARLY: tl.constexpr):
@@ -89,6 +91,7 @@ def attend_keys(
     Query m sees the keys first_seen[m] .. last_seen[m] (last_seen < stop); the lower bound counts only with LOWER, both
     only with MASKED. Without MASKED the range is whole blocks that every query sees. Keys beyond
     `stop` or before every first_seen are never read.
+    Keys and values are multiplied in q_tile's type, whatever the cache holds.
     `kv_rows` is None or describes the cache as rows of [KV heads * HEAD_DIM] for the copy engine, which then loads the
     blocks of a range without masks (a block lies inside one page).
     """
@@ -109,7 +112,7 @@ def attend_keys(
             held = ((keys >= lowest) & (keys < stop))[:, None] & inside if MASKED else inside
             k_tile = tl.load(where) if HELD else tl.load(where, mask=held, other=0.0)
         pages = load_pages(table, first_key + BLOCK_N, stop, PAGE_SIZE, BLOCK_N)
-        scores = tl.dot(q_tile, k_tile.T, input_precision="ieee")
+        scores = tl.dot(q_tile, widen(k_tile, q_tile.dtype).T, input_precision="ieee")
         if MASKED:
             seen = keys[None, :] <= last_seen[:, None]
             if LOWER:
@@ -120,7 +123,8 @@ def attend_keys(
             v_tile = kv_rows.load([key_row + PAGE_SIZE, column])
         else:
             v_tile = tl.load(where + value_stride) if HELD else tl.load(where + value_stride, mask=held, other=0.0)
-        acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc * factor[:, None], input_precision="ieee")
+        v_tile = widen(v_tile, q_tile.dtype)
+        acc = tl.dot(weights.to(q_tile.dtype), v_tile, acc * factor[:, None], input_precision="ieee")
     return acc, row_max, row_sum
 
 
@@ -129,6 +133,20 @@ def softmax_end(acc, row_max, row_sum):
     """(normalized [M, d], log-sum-exp [M] in base 2); zeros and -inf for a query that saw no key."""
     divisor = tl.where(row_sum == 0.0, 1.0, row_sum)
     return acc / divisor[:, None], tl.where(row_sum == 0.0, float("-inf"), row_max + tl.log2(divisor))
+
+
+@triton.jit
+def join_weights(part_lse, largest, total):
+    """(weight of a part, factor for what was joined before, new maximum, new sum of weights) by log-sum-exps [...].
+
+    softmax over the union of two key sets is the average of the softmaxes over each, weighted by 2^lse. The caller's
+    fma(part, weight, joined * factor), with no choice left to a compiler, is the same number in any kernel.
+    """
+    new_largest = tl.maximum(largest, part_lse)
+    base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+    weight = tl.exp2(part_lse - base)
+    factor = tl.exp2(largest - base)
+    return weight, factor, new_largest, tl.fma(total, factor, weight)
 
 
 @triton.jit

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from phloem.kernels.triton.launch import Launcher, follow, kind_of, starts_early
+
 COLUMNS_PER_WARP = 512  # 16 numbers a thread: two 16-byte loads of bfloat16, four of float32
 
 
@@ -21,7 +23,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = torch.empty(rows.shape, dtype=weight.dtype, device=x.device)
     if len(rows):
         block, num_warps = _block(rows.shape[1])
-        _rms_norm[(len(rows),)](rows, rows.stride(0), weight, y, rows.shape[1], eps, BLOCK=block, num_warps=num_warps)
+        arguments = rows, rows.stride(0), weight, y, rows.shape[1]
+        early = starts_early(x.device)
+        _launch_norm(
+            (len(rows), 1, 1), *arguments, eps, kind=kind_of(*arguments), constants={"BLOCK": block, "EARLY": early},
+            num_warps=num_warps, early=early,
+        )  # fmt: skip
     return y.view(x.shape)
 
 
@@ -32,19 +39,12 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     new_residual = torch.empty((num_rows, num_columns), dtype=torch.float32, device=x.device)
     if num_rows:
         block, num_warps = _block(num_columns)
-        _add_rms_norm[(num_rows,)](
-            x,
-            x.stride(0),
-            residual,
-            residual.stride(0),
-            weight,
-            y,
-            new_residual,
-            num_columns,
-            eps,
-            BLOCK=block,
-            num_warps=num_warps,
-        )
+        arguments = x, x.stride(0), residual, residual.stride(0), weight, y, new_residual, num_columns
+        early = starts_early(x.device)
+        _launch_add_norm(
+            (num_rows, 1, 1), *arguments, eps, kind=kind_of(*arguments), constants={"BLOCK": block, "EARLY": early},
+            num_warps=num_warps, early=early,
+        )  # fmt: skip
     return y, new_residual
 
 
@@ -55,29 +55,37 @@ def _block(num_columns: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _rms_norm(x, x_stride, weight, y, num_columns, eps, BLOCK: tl.constexpr):
+def _rms_norm(x, x_stride, weight, y, num_columns, eps, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    follow(EARLY)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     exists = column < num_columns
+    gain = tl.load(weight + column, mask=exists, other=0.0).to(tl.float32)
     value = tl.load(x + row * x_stride + column, mask=exists, other=0.0).to(tl.float32)
-    _store_normalized(value, weight, y + row * num_columns, column, exists, num_columns, eps)
+    _store_normalized(value, gain, y + row * num_columns, column, exists, num_columns, eps)
 
 
 @triton.jit
 def _add_rms_norm(
-    x, x_stride, residual, residual_stride, weight, y, new_residual, num_columns, eps, BLOCK: tl.constexpr
-):
+    x, x_stride, residual, residual_stride, weight, y, new_residual, num_columns, eps,
+    BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    follow(EARLY)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     exists = column < num_columns
+    gain = tl.load(weight + column, mask=exists, other=0.0).to(tl.float32)
     value = tl.load(residual + row * residual_stride + column, mask=exists, other=0.0)
     value += tl.load(x + row * x_stride + column, mask=exists, other=0.0).to(tl.float32)
     tl.store(new_residual + row * num_columns + column, value, mask=exists)
-    _store_normalized(value, weight, y + row * num_columns, column, exists, num_columns, eps)
+    _store_normalized(value, gain, y + row * num_columns, column, exists, num_columns, eps)
 
 
 @triton.jit
-def _store_normalized(value, weight, y, column, exists, num_columns, eps):
+def _store_normalized(value, gain, y, column, exists, num_columns, eps):
     scale = tl.rsqrt(tl.sum(value * value) / num_columns + eps)
-    gain = tl.load(weight + column, mask=exists, other=0.0).to(tl.float32)
     tl.store(y + column, (value * scale * gain).to(y.dtype.element_ty), mask=exists)
+
+
+_launch_norm = Launcher(_rms_norm)
+_launch_add_norm = Launcher(_add_rms_norm)

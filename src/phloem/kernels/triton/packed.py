@@ -6,11 +6,11 @@ With R batch rows, L logit lines, G shared groups of M rows, N starting rows and
     batch_rows    [R]      device row of each batch row; a device row at most once
     query_start   [R + 1]  first token of each batch row in the step's tokens, then T
     line_tokens   [L]      the token of the step whose hidden state becomes logit line l
-    line_rows     [L]      the device row that samples from line l; -1 for a line that is only read by the host
+    line_rows     [L]      the device row that samples from line l; -1 for a line that is only scored, by the host
     shared_start  [G + 1]  as paged_attention takes them; shared_rows are batch rows
     shared_rows   [M]
     shared_pages  [G]
-    starts        [N, 12]  see START_*: a device row begins, with everything known of it but its tokens and pages
+    starts        [N, 20]  see START_*: a device row begins, with everything known of it but its tokens and pages
     pages         [A, 3]   (device row, index in its block table, page); a place at most once
 
 Sections follow each other without gaps, so a steady decode step copies about 4 R + 8 words. No torch.
@@ -29,13 +29,28 @@ IntArray = npt.NDArray[np.int32]
 HEADER_WORDS = 8
 NUM_ROWS, NUM_TOKENS, NUM_LOGITS, NUM_SHARED, NUM_SHARED_ROWS, NUM_STARTS, NUM_PAGES = range(7)
 
-START_WORDS = 12
+SAMPLING_WORDS = 16
+(
+    TEMPERATURE, TOP_P, MIN_P, TOP_K, SEED_LOW, SEED_HIGH, REPETITION, PRESENCE, FREQUENCY, MIN_TOKENS, NUM_BIASES,
+    NUM_ENDS, HAS_MASK, REPORTS,
+) = range(14)  # fmt: skip
+"""Words of one row's sampling parameters. Temperature, top_p, min_p and the penalties are float32 bits. HAS_MASK: 0 or
+1. REPORTS: 0, or one more than the number of alternatives that are reported. The last two words are zero."""
+
+START_WORDS = 4 + SAMPLING_WORDS
 START_ROW, START_KNOWN, START_COMPUTED, START_PROMPT, START_SAMPLING = range(5)
 """Where a start's row, counts of known, computed and prompt tokens, and its SAMPLING_WORDS sampling words stand."""
 
-SAMPLING_WORDS = 8
-TEMPERATURE, TOP_P, MIN_P, TOP_K, SEED_LOW, SEED_HIGH = range(6)
-"""Words of one row's sampling parameters; the first three are float32 bits. The last two are zero."""
+MAX_ENDS, MAX_BIASES = 512, 1024
+LISTED_ENDS, LISTED_BIASES, LISTED_VALUES = 0, MAX_ENDS, MAX_ENDS + MAX_BIASES
+LISTED_WORDS = MAX_ENDS + 2 * MAX_BIASES
+"""What a row lists, if anything: end tokens held back until min_tokens, biased tokens, their biases (float32 bits)."""
+
+MAX_TOP = 32
+REPORT_WORDS = 2 + 2 * MAX_TOP
+REPORT_LOGPROB, REPORT_RANK, REPORT_IDS, REPORT_VALUES = 0, 1, 2, 2 + MAX_TOP
+"""What is reported of one line: log-probability (float32 bits) and rank of its token; ids and log-probabilities of the
+best alternatives."""
 
 PAGE_WORDS = 3
 
@@ -80,11 +95,39 @@ def start_words(*, row: int, num_known: int, num_computed: int, num_prompt: int,
     return [row, num_known, num_computed, num_prompt, *sampling]
 
 
-def sampling_words(*, temperature: float, top_k: int, top_p: float, min_p: float, seed: int) -> list[int]:
-    """A row's sampling parameters as int32 words. `seed` is taken modulo 2^64, `top_k` capped at 2^31 - 1."""
-    floats = np.asarray([temperature, top_p, min_p], dtype=np.float32).view(np.int32).tolist()
+def sampling_words(
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int,
+    penalties: tuple[float, float, float] = (1.0, 0.0, 0.0),
+    min_tokens: int = 0,
+    num_biases: int = 0,
+    num_ends: int = 0,
+    has_mask: bool = False,
+    reports: int = 0,
+) -> list[int]:
+    """A row's sampling parameters as int32 words. `seed` is taken modulo 2^64, `top_k` capped at 2^31 - 1; `penalties`:
+    repetition, presence, frequency."""
+    assert num_biases <= MAX_BIASES, "more biases than a row lists"
+    assert num_ends <= MAX_ENDS, "more end tokens than a row lists"
+    floats = np.asarray([temperature, top_p, min_p, *penalties], dtype=np.float32).view(np.int32).tolist()
     halves = np.asarray([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], dtype=np.uint32).view(np.int32).tolist()
-    return [*floats, min(top_k, (1 << 31) - 1), *halves, 0, 0]
+    head = [*floats[:3], min(top_k, (1 << 31) - 1), *halves, *floats[3:]]
+    return [*head, min_tokens, num_biases, num_ends, int(has_mask), reports, 0, 0]
+
+
+def listed_words(
+    end_ids: npt.NDArray[np.int64], bias_ids: npt.NDArray[np.int64], biases: npt.NDArray[np.float32]
+) -> IntArray:
+    """What a row lists: LISTED_WORDS words."""
+    words: IntArray = np.zeros(LISTED_WORDS, dtype=np.int32)
+    words[LISTED_ENDS : LISTED_ENDS + len(end_ids)] = end_ids
+    words[LISTED_BIASES : LISTED_BIASES + len(bias_ids)] = bias_ids
+    words[LISTED_VALUES : LISTED_VALUES + len(biases)] = biases.view(np.int32)
+    return words
 
 
 def _put(section: IntArray, out: IntArray, start: int) -> int:

@@ -13,7 +13,8 @@ from phloem.kernels.triton import packed
 @dataclass(frozen=True)
 class RowTensors:
     """The row store on the device, all int32 and contiguous. tokens[row, :known[row]] are known, computed[row] of them
-    are in the pages block_table[row]; known - num_prompt have been generated. `sampling`: words as in packed.py."""
+    are in the pages block_table[row]; known - num_prompt have been generated. `sampling`, `listed`: words as in
+    packed.py. Bit i of masks[row] says whether token i may follow; only a row that has a mask is asked."""
 
     tokens: Tensor  # [max_rows, max_model_len + 1]
     block_table: Tensor  # [max_rows, max_pages]
@@ -21,9 +22,14 @@ class RowTensors:
     computed: Tensor  # [max_rows]
     num_prompt: Tensor  # [max_rows]
     sampling: Tensor  # [max_rows, SAMPLING_WORDS]
+    listed: Tensor  # [max_rows, LISTED_WORDS]
+    masks: Tensor  # [max_rows, ceil(vocab_size / 32)]
+    counts: Tensor  # [max_rows, vocab_size], zero between kernels: where adjust.py counts tokens
 
     @staticmethod
-    def empty(*, max_rows: int, max_model_len: int, max_pages: int, device: torch.device | str) -> RowTensors:
+    def empty(
+        *, max_rows: int, max_model_len: int, max_pages: int, device: torch.device | str, vocab_size: int = 0
+    ) -> RowTensors:
         """A store of zeros."""
 
         def zeros(*shape: int) -> Tensor:
@@ -36,6 +42,9 @@ class RowTensors:
             computed=zeros(max_rows),
             num_prompt=zeros(max_rows),
             sampling=zeros(max_rows, packed.SAMPLING_WORDS),
+            listed=zeros(max_rows, packed.LISTED_WORDS),
+            masks=zeros(max_rows, -(-vocab_size // 32)),
+            counts=zeros(max_rows, vocab_size),
         )
 
 

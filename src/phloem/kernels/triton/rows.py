@@ -1,12 +1,11 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-"""The device row store's kernels: apply a packed plan, fill a step's inputs, append sampled tokens.
+"""The device row store's kernels: apply a packed plan, fill a step's inputs.
 
     apply_plan(plan, store)                     rows that start, pages that are added
     fill_inputs(plan, store, step, size)        the inputs of a bucket; `computed` advances
-    (the model runs)
-    append_tokens(rows, token_ids, store)       a sampled token becomes known (sample.sample does it for its own rows)
+    (the model runs; sample.sample appends the tokens that it draws)
 
-All three only launch: sizes of the step come from the plan's header on the device, sizes of the bucket from the host,
+Both only launch: sizes of the step come from the plan's header on the device, sizes of the bucket from the host,
 so one captured graph serves every plan that fits its bucket. The layout of `plan` stands in packed.py.
 
 A bucket is padded: batch rows from R on have no tokens (query_start stays T) and context_len 0; tokens from T on have
@@ -84,15 +83,6 @@ def fill_inputs(plan: Tensor, store: RowTensors, step: StepTensors, size: Bucket
     )
 
 
-def append_tokens(rows: Tensor, token_ids: Tensor, store: RowTensors) -> None:
-    """token_ids[i] becomes the next known token of device row rows[i]; both int32 [n]. Where either is negative nothing
-    happens; a row appears at most once."""
-    block = 128
-    _append[(triton.cdiv(max(len(rows), 1), block),)](
-        rows, token_ids, len(rows), store.tokens, store.tokens.stride(0), store.known, BLOCK=block, num_warps=4
-    )
-
-
 @triton.jit
 def _apply(
     plan, block_table, table_stride, known, computed, num_prompt, sampling, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr
@@ -119,7 +109,8 @@ def _apply(
         tl.store(block_table + row * table_stride + place, page, mask=exists)
 
 
-@triton.jit
+# Sizes of a bucket are no reason to compile: they differ from step to step.
+@triton.jit(do_not_specialize=["bucket_rows", "bucket_tokens", "bucket_logits", "bucket_shared"])
 def _fill(
     plan,
     tokens,
@@ -214,16 +205,3 @@ def _copy_padded(source, count, target, length, padding, BLOCK: tl.constexpr):
         index = begin + tl.arange(0, BLOCK)
         value = tl.where(index < count, tl.load(source + index, mask=index < count, other=0), padding)
         tl.store(target + index, value, mask=index < length)
-
-
-@triton.jit
-def _append(rows, token_ids, count, tokens, tokens_stride, known, BLOCK: tl.constexpr):
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(rows + index, mask=index < count, other=-1).to(tl.int64)
-    token = tl.load(token_ids + index, mask=index < count, other=-1)
-    valid = (row >= 0) & (token >= 0)
-    place = tl.load(known + row, mask=valid, other=0)
-    valid = valid & (place < tokens_stride)
-    tl.debug_barrier()  # every thread has read `known`
-    tl.store(tokens + row * tokens_stride + place, token, mask=valid)
-    tl.store(known + row, place + 1, mask=valid)

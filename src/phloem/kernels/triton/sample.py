@@ -14,8 +14,8 @@ float32 weights. Device and host therefore draw the same token, but for numbers 
 Greedy lines (temperature under 1e-5) take the lowest id of the largest logit, exactly. Every sum has a fixed order: a
 line's token does not depend on the other lines.
 
-Log-probabilities, penalties, logit bias and min_tokens are the host's: give such a line line_row -1 here, sample it
-there, and append with rows.append_tokens.
+Constraints, penalties, logit bias and min_tokens change the logits before (adjust.py); log-probabilities are taken
+after (report.py).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def sample(
     if not num_lines:
         return token_ids
     num_chunks = triton.cdiv(vocab_size, CHUNK)
-    stats = torch.empty((2, num_lines, num_chunks), dtype=torch.float32, device=logits.device)  # maxima, sums
+    stats = (chunk_numbers(logits, num_chunks), chunk_numbers(logits, num_chunks))  # maxima, sums
     _weigh_chunks[(num_lines, num_chunks)](
         logits,
         logits.stride(0),
@@ -92,6 +92,12 @@ def sample(
     if truncates:
         sample_truncated(logits, stats, bounds, rows, append=append, chunk=CHUNK)
     return token_ids
+
+
+def chunk_numbers(logits: Tensor, num_chunks: int) -> Tensor:
+    """Room for a number a chunk: [L, num_chunks] float32. Each is its own tensor: a view's place in memory would be
+    aligned for some L only, and triton compiles a kernel anew for that."""
+    return torch.empty((len(logits), num_chunks), dtype=torch.float32, device=logits.device)
 
 
 @triton.jit

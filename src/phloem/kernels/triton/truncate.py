@@ -41,12 +41,18 @@ GATHER_WARPS, RANK_WARPS, SEARCH_WARPS = 4, 8, 16
 
 
 def sample_truncated(
-    logits: Tensor, stats: Tensor, bounds: Tensor, rows: tuple[Tensor | int, ...], *, append: bool, chunk: int
+    logits: Tensor,
+    stats: tuple[Tensor, Tensor],
+    bounds: Tensor,
+    rows: tuple[Tensor | int, ...],
+    *,
+    append: bool,
+    chunk: int,
 ) -> None:
     """Pass 3 of sample.sample: the lines whose rows have top_k, top_p or min_p. `bounds` [L] float32: infinity for
     all other lines; the rest is that function's."""
     num_lines, vocab_size = logits.shape
-    num_chunks = stats.shape[2]
+    num_chunks = stats[0].shape[1]
     counts = torch.empty((num_lines, num_chunks), dtype=torch.int32, device=logits.device)
     few = torch.empty((num_lines, FEW), dtype=torch.float32, device=logits.device)
     few_ids = torch.empty((num_lines, FEW), dtype=torch.int32, device=logits.device)

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from phloem.kernels.spec import Implementation, needs_at_most, needs_capability, needs_dtype, needs_multiple
+from phloem.kernels.spec import (
+    Implementation,
+    needs_at_most,
+    needs_capability,
+    needs_dtype,
+    needs_multiple,
+    needs_storage,
+    varies_with_the_batch,
+)
 
 FLASH_ATTENTION3 = "flash-attention-3"
 PRIORITY = 110
@@ -26,6 +34,8 @@ def implementations() -> tuple[Implementation, ...]:
         needs_capability("cuda", "needs a CUDA device"),
         needs_capability(FLASH_ATTENTION3, "needs FlashAttention-3 (pip install tokenspeed-fa3)"),
         needs_dtype("bfloat16", "float16"),
+        needs_storage("bfloat16", "float16"),
+        varies_with_the_batch(),
         needs_multiple("head_dim", 16),
         needs_at_most("head_dim", 256),
     )

@@ -117,11 +117,11 @@ class _Bounder:
             items = node.items.value if isinstance(node.items, Const) else None
             count = len(items) if isinstance(items, list) else self._limits.max_fan_out
             branches = [self.block(node.body)] * count
-        peaks = [branch.peak for branch in branches] if isinstance(node, Fork) or branches else [0]
+        peak = max((branch.peak for branch in branches), default=0)
         parallel = [branch.parallel for branch in branches]
         is_sure = isinstance(node, Fork) or isinstance(node.items, Const)  # a list of unknown length may be empty
         return _Cost(
-            peak=prefix.added + max(peaks, default=0) if is_sure else prefix.added,
+            peak=prefix.added + (peak if is_sure else 0),
             generated=sum(branch.generated for branch in branches),
             requests=sum(branch.requests for branch in branches),
             parallel=sum(parallel) if node.parallel else max(parallel, default=0),

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import msgspec
-
 from phloem.lang.expr import AnyExpr, Const, Item, Var, parts_of
 from phloem.lang.ir import (
     AnyNode,
@@ -28,7 +26,7 @@ from phloem.lang.ir import (
     While,
 )
 from phloem.lang.passes.context import PassContext
-from phloem.lang.walk import blocks_of, exprs_of, nodes_in, reads, rewritten, sets_within
+from phloem.lang.walk import blocks_of, exprs_of, nodes_in, reads, rewritten, sets_within, with_fields
 
 
 class Live(NamedTuple):
@@ -93,14 +91,14 @@ class _Eliminator:
                 return (node,), Live((live.names - {node.name}) | reads(node), live.text)
             case Turn():
                 body, before = self.block(node.body, live)
-                return ((_with(node, body=body),), before) if body or live.text else ((), live)
+                return ((with_fields(node, body=body),), before) if body or live.text else ((), live)
             case If():
                 then, before_then = self.block(node.then, live)
                 orelse, before_orelse = self.block(node.orelse, live)
                 if not then and not orelse:
                     return (), live
                 before = before_then | before_orelse
-                return (_with(node, then=then, orelse=orelse),), Live(before.names | reads(node), before.text)
+                return (with_fields(node, then=then, orelse=orelse),), Live(before.names | reads(node), before.text)
             case While():
                 return self._loop(node, live)
             case _:
@@ -114,7 +112,7 @@ class _Eliminator:
             if (grown := after | before) == after:
                 break
             after = grown
-        return ((_with(node, body=body),), after) if body else ((), live)
+        return ((with_fields(node, body=body),), after) if body else ((), live)
 
     def _fork(self, node: Fork | Map, live: Live, *, wants_text: bool) -> tuple[AnyNode, Live]:
         fields = self._fields.get(node.name)
@@ -131,8 +129,8 @@ class _Eliminator:
         live = live | Live((before.names - own) | reads(node), before.text)
         bodies = tuple(body for body, _ in results)
         if isinstance(node, Map):
-            return _with(node, prefix=prefix, body=bodies[0]), live
-        return _with(node, prefix=prefix, branches=bodies), live
+            return with_fields(node, prefix=prefix, body=bodies[0]), live
+        return with_fields(node, prefix=prefix, branches=bodies), live
 
 
 def _fields_read(program: Program, outputs: frozenset[str]) -> dict[str, frozenset[str] | None]:
@@ -162,8 +160,3 @@ def _fields_read(program: Program, outputs: frozenset[str]) -> dict[str, frozens
         for expr in exprs_of(node):
             note(expr)
     return fields
-
-
-def _with(node: AnyNode, **changes: object) -> AnyNode:
-    changed: AnyNode = msgspec.structs.replace(node, **changes)
-    return changed

@@ -28,7 +28,6 @@ PASSES: dict[str, Pass] = {
     "order": order,
 }
 ALL_PASSES = frozenset(PASSES)
-NO_PASSES = frozenset[str]()
 
 
 def rewrite(program: Program, passes: Collection[str], context: PassContext) -> Program:

@@ -16,9 +16,9 @@ from phloem.memory.spec import LayerState
 class KvPool:
     """Owns the bytes of every page.
 
-    `layers[i]` is `[num_pages, page_size * elements_per_token]`, contiguous, on `device`. Pages move whole, so copying
-    needs no knowledge of their layout. Fresh memory is mapped by the system on first use: a large pool costs nothing
-    until its pages are written.
+    `layers[i]` is `[num_pages, page_size * elements_per_token]`, contiguous, on `device`. Pages move whole, as words,
+    so copying needs no knowledge of their layout or type. Fresh memory is mapped by the system on first use: a large
+    pool costs nothing until its pages are written.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class KvPool:
         sources = torch.tensor([copy.source for copy in copies], device=device)
         targets = torch.tensor([copy.target for copy in copies], device=device)
         for layer in self.layers:
-            layer[targets] = layer[sources]
+            words = layer.view(torch.int32)
+            words[targets] = words[sources]
 
 
 def _zeros(num_pages: int, elements: int, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

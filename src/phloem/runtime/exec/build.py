@@ -27,13 +27,16 @@ from phloem.models.definition import ModelDefinition
 from phloem.parallel.comm import Comm, alone
 from phloem.parallel.mesh import ALONE, Place
 from phloem.runtime.exec.build_cuda import build_on_cuda
-from phloem.runtime.exec.built import BuiltWorker, Report, built, timed
+from phloem.runtime.exec.built import BuiltWorker, Report, StepBounds, built, timed
 from phloem.runtime.exec.fingerprint import fingerprint
 from phloem.runtime.exec.rows import RowStore
+from phloem.runtime.exec.warm import begin_device
 from phloem.runtime.exec.worker import Worker
 from phloem.runtime.grammar.grammars import Grammars, no_vocabulary
 from phloem.runtime.grammar.vocabulary import Vocabulary
 
+ON_CPU, ON_GPU = StepBounds(64, 1024), StepBounds(256, 8192)
+"""What is asked of a device unless the caller says. A GPU's products take the same time for 1 and for 256 rows."""
 UNQUANTIZED_BITS = {"F32": 32, "F16": 16, "BF16": 16}
 QUANTIZED_BITS = {"int8": 8, "int4": 4}
 """Bits a number, without scales: a lower bound of what weights take in memory."""
@@ -49,13 +52,15 @@ def build_worker(
     max_model_len: int | None,
     memory_gb: float | None,
     page_size: int,
-    max_running: int,
-    max_step_tokens: int,
+    max_running: int | None,
+    max_step_tokens: int | None,
     overlap_depth: int | None,
     report: Report,
     tokenizer_json: Callable[[], str] | None = None,
     place: Place = ALONE,
     meet: Callable[[torch.device], Comm] = alone,
+    kv_cache_dtype: str = "auto",
+    deterministic: bool = False,
 ) -> BuiltWorker:
     """Everything between a checkpoint (a path, or "dummy:<name>") and a worker; CallerErrors name what to change.
 
@@ -65,23 +70,27 @@ def build_worker(
     """
     num_threads = _num_threads(threads, place)
     torch.set_num_threads(num_threads)
+    is_on_gpu = runs_on_gpu(device=device, dtype=dtype, quantize=quantize, place=place)
+    if is_on_gpu and torch.cuda.is_available():
+        begin_device()
+    bounds = (ON_GPU if is_on_gpu else ON_CPU).unless(max_running, max_step_tokens)
     with timed("open checkpoint", report):
         definition = _define(model, max_model_len)
     grammars = _grammars(definition, tokenizer_json)
-    if _is_for_gpu(device, place, dtype=dtype, quantize=quantize):
+    if is_on_gpu:
+        choices = cuda.DeviceChoices(dtype=dtype, quantize=quantize, kv_cache_dtype=kv_cache_dtype,
+                                     deterministic=deterministic, page_size=page_size)  # fmt: skip
         return build_on_cuda(
             definition,
-            dtype=dtype,
-            quantize=quantize,
+            choices,
             max_model_len=max_model_len,
             memory_gb=memory_gb,
-            page_size=page_size,
-            max_running=max_running,
-            max_step_tokens=max_step_tokens,
+            bounds=bounds,
             overlap_depth=1 if overlap_depth is None else overlap_depth,
             report=report,
             grammars=grammars,
         )
+    _expect_plain_cache(kv_cache_dtype)
     return _build_on_cpu(
         definition,
         dtype=dtype,
@@ -90,14 +99,22 @@ def build_worker(
         max_model_len=max_model_len,
         memory_gb=memory_gb,
         page_size=page_size,
-        max_running=max_running,
-        max_step_tokens=max_step_tokens,
+        bounds=bounds,
         overlap_depth=overlap_depth or 0,
         report=report,
         grammars=grammars,
         place=place,
         meet=meet,
     )
+
+
+def runs_on_gpu(*, device: str, dtype: str, quantize: str, place: Place = ALONE) -> bool:
+    """Whether a worker of these options is one on a GPU, or the refusal of one. ConfigError for ranks on GPUs."""
+    if place.mesh.size > 1:
+        if device == "cuda":
+            raise ConfigError("--tp and --pp run on CPUs only so far; choose --device cpu", field="device")
+        return False
+    return device == "cuda" or (device == "auto" and cuda.serves(dtype=dtype, quantize=quantize))
 
 
 def _build_on_cpu(
@@ -109,8 +126,7 @@ def _build_on_cpu(
     max_model_len: int | None,
     memory_gb: float | None,
     page_size: int,
-    max_running: int,
-    max_step_tokens: int,
+    bounds: StepBounds,
     overlap_depth: int,
     report: Report,
     grammars: Grammars,
@@ -131,7 +147,7 @@ def _build_on_cpu(
             bytes_per_element=target.activation.itemsize,
             model_context=definition.max_context,
             max_model_len=max_model_len,
-            max_running=max_running,
+            max_running=bounds.max_running,
             free_bytes=free_host_bytes(),
             memory_gb=memory_gb,
         )
@@ -144,9 +160,9 @@ def _build_on_cpu(
             device=torch.device("cpu"),
         )
     with timed("capture", report):
-        inputs = StepInputs(StepLimits(max_step_tokens, max_running, budget.pages_per_sequence))
+        inputs = StepInputs(StepLimits(bounds.max_step_tokens, bounds.max_running, budget.pages_per_sequence))
         program = capture(caches=pool.layers, inputs=inputs)
-    rows = _rows(definition, budget, page_size=page_size, max_running=max_running, grammars=grammars)
+    rows = _rows(definition, budget, page_size=page_size, max_running=bounds.max_running, grammars=grammars)
     worker = Worker(
         program=program,
         pool=pool,
@@ -157,18 +173,17 @@ def _build_on_cpu(
         is_alone=place.mesh.size == 1,
         close_comm=comm.close,
     )
-    made = built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth, grammars=grammars)
-    options = f"{target.description} {page_size} {budget.num_pages} {max_running} {max_step_tokens}"
+    made = built(
+        worker,
+        definition,
+        budget,
+        bounds=bounds,
+        backend=target.description,
+        overlap_depth=overlap_depth,
+        grammars=grammars,
+    )
+    options = f"{target.description} {page_size} {budget.num_pages} {bounds}"
     return replace(made, as_rank=worker, fingerprint=fingerprint(definition.checkpoint, options=options))
-
-
-def _is_for_gpu(device: str, place: Place, *, dtype: str, quantize: str) -> bool:
-    """Whether the model goes to a GPU. ConfigError where it is asked to but cannot."""
-    if place.mesh.size > 1:
-        if device == "cuda":
-            raise ConfigError("--tp and --pp run on CPUs only so far; choose --device cpu", field="device")
-        return False
-    return device == "cuda" or (device == "auto" and cuda.serves(dtype=dtype, quantize=quantize))
 
 
 def _grammars(definition: ModelDefinition, tokenizer_json: Callable[[], str] | None) -> Grammars:
@@ -188,6 +203,13 @@ def agreed(budget: PageBudget, comm: Comm) -> PageBudget:
     return msgspec.structs.replace(
         budget, num_pages=comm.agree(budget.num_pages), max_model_len=comm.agree(budget.max_model_len)
     )
+
+
+def _expect_plain_cache(kv_cache_dtype: str) -> None:
+    if kv_cache_dtype != "auto":
+        raise ConfigError(
+            f"--kv-cache-dtype {kv_cache_dtype} is served on a GPU only; choose auto", field="kv_cache_dtype"
+        )
 
 
 def _num_threads(threads: int | None, place: Place) -> int:

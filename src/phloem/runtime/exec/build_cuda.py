@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from phloem.core.clock import MonotonicClock
 from phloem.core.errors import ConfigError
 from phloem.graph.compile import compile_graph
 from phloem.graph.ir import StepGraph
-from phloem.graph.lower.cuda import CudaTarget, DeviceCapture, pick_target
+from phloem.graph.lower.cuda import CudaTarget, DeviceChoices, pick_target
+from phloem.graph.lower.device_weights import type_of
 from phloem.memory.budget import DeviceBytes, PageBudget, solve_pages
 from phloem.memory.pool.kv import KvPool
 from phloem.models.definition import ModelDefinition
@@ -25,25 +26,22 @@ from phloem.runtime.exec.build_device import (
     device_worker,
     eager_steps,
     measure,
+    row_store,
     step_tensors,
 )
-from phloem.runtime.exec.built import BuiltWorker, Report, built, timed
-from phloem.runtime.exec.device_step import RowKernels
+from phloem.runtime.exec.built import BuiltWorker, Report, StepBounds, built, timed
 from phloem.runtime.exec.queue import CudaQueue
-from phloem.runtime.exec.warm import NUM_COMPILERS, compile_tasks
+from phloem.runtime.exec.warm import CompileLater, KernelCompiler, compile_now
 from phloem.runtime.grammar.grammars import Grammars
 
 
 def build_on_cuda(
     definition: ModelDefinition,
+    choices: DeviceChoices,
     *,
-    dtype: str,
-    quantize: str,
     max_model_len: int | None,
     memory_gb: float | None,
-    page_size: int,
-    max_running: int,
-    max_step_tokens: int,
+    bounds: StepBounds,
     overlap_depth: int,
     report: Report,
     grammars: Grammars,
@@ -51,17 +49,24 @@ def build_on_cuda(
 ) -> BuiltWorker:
     """From a definition to a worker on the GPU; CallerErrors name what to change. `captures` off: no CUDA graphs."""
     with timed("build graph", report):
-        step = compile_graph(definition)
-        target = pick_target(step, dtype=dtype, quantize=quantize, page_size=page_size)
+        step = compile_graph(definition, choices.passes)
+        target = pick_target(step, choices)
     queue = CudaQueue(target.device)
     expect_room(step, target, definition.checkpoint.path, free_bytes=torch.cuda.mem_get_info(target.device)[0])
-    kernels = TritonRowKernels(page_size=page_size)
+    kernels = TritonRowKernels(page_size=choices.page_size)
     limits = DeviceLimits(
-        max_rows=max_running, max_step_tokens=max_step_tokens, page_size=page_size,
-        max_model_len=max_model_len or definition.max_context,
+        max_rows=bounds.max_running, max_step_tokens=bounds.max_step_tokens, page_size=choices.page_size,
+        max_model_len=max_model_len or definition.max_context, deterministic=choices.deterministic,
     )  # fmt: skip
     with timed("weights, kernels", report):
-        capture = _load(step, target, definition, kernels=kernels, limits=limits, queue=queue)
+        compiler = KernelCompiler(
+            step, target, kernels=kernels, tensors=step_tensors(limits, target.device), buckets=limits.buckets,
+            max_rows=limits.max_rows, vocab_size=definition.vocab_size,
+        )  # fmt: skip
+        torch.cuda.synchronize()  # its tensors were made on another stream
+        load = partial(target.load, step, definition.checkpoint)
+        capture = compile_now(compiler.needed(), queue=queue, meanwhile=load)
+    store = row_store(limits, vocab_size=definition.vocab_size, device=target.device)
     with timed("measure a step", report):
         memory = measure(capture, target, layers=definition.layers, limits=limits, queue=queue)
     with timed("KV pool", report):
@@ -71,6 +76,7 @@ def build_on_cuda(
         program=capture(caches=pool.layers),
         pool=pool,
         kernels=kernels,
+        store=store,
         queue=queue,
         make_steps=captured_steps if captures else eager_steps,
         limits=replace(limits, max_model_len=budget.max_model_len),
@@ -79,40 +85,11 @@ def build_on_cuda(
         clock=MonotonicClock(),
         grammars=grammars,
     )
-    torch.cuda.synchronize()  # steps run on another stream than made all this
+    torch.cuda.synchronize()  # steps, and what compiles, run on other streams than made all this
+    worker.closes(CompileLater(compiler.rare(), device=target.device))
     in_words = msgspec.structs.replace(budget, arithmetic=f"{memory.arithmetic}; {budget.arithmetic}")
-    return built(
-        worker, definition, in_words, backend=target.description, overlap_depth=overlap_depth, grammars=grammars
-    )
-
-
-def _load(
-    step: StepGraph,
-    target: CudaTarget,
-    definition: ModelDefinition,
-    *,
-    kernels: RowKernels,
-    limits: DeviceLimits,
-    queue: CudaQueue,
-) -> DeviceCapture:
-    """The weights on the device, and meanwhile the kernels compiled."""
-    tasks = compile_tasks(
-        step,
-        target,
-        kernels=kernels,
-        tensors=step_tensors(limits, target.device),
-        buckets=limits.buckets,
-        max_rows=limits.max_rows,
-        vocab_size=definition.vocab_size,
-        queue=queue,
-    )
-    torch.cuda.synchronize()  # the tasks' inputs were made on another stream
-    with ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="phloem-compile") as compilers:
-        compiled = [compilers.submit(task) for task in tasks]
-        capture = target.load(step, definition.checkpoint)
-        for future in compiled:
-            future.result()
-    return capture
+    return built(worker, definition, in_words, bounds=bounds, backend=target.description,
+                 overlap_depth=overlap_depth, grammars=grammars)  # fmt: skip
 
 
 def _pool(
@@ -129,7 +106,7 @@ def _pool(
     budget = solve_pages(
         layers=step.layers,
         page_size=limits.page_size,
-        bytes_per_element=target.activation.itemsize,
+        bytes_per_element=target.cache_type.itemsize,
         model_context=model_context,
         max_model_len=max_model_len,
         max_running=limits.max_rows,
@@ -141,7 +118,7 @@ def _pool(
         layers=step.layers,
         num_pages=budget.num_pages,
         page_size=limits.page_size,
-        dtype=target.activation,
+        dtype=target.cache_type,
         device=target.device,
     )
     return budget, pool
@@ -149,7 +126,9 @@ def _pool(
 
 def expect_room(step: StepGraph, target: CudaTarget, model: Path, *, free_bytes: int) -> None:
     """ConfigError when the weights alone do not fit on the device, before any is loaded."""
-    needed_bytes = target.activation.itemsize * sum(prod(recipe.shape) for recipe in step.recipes.values())
+    needed_bytes = sum(
+        prod(recipe.shape) * type_of(name, recipe, target.activation).itemsize for name, recipe in step.recipes.items()
+    )
     if needed_bytes > free_bytes:
         raise ConfigError(
             f"too little memory: the weights of {model} need {needed_bytes / 1e9:.1f} GB on the device, "

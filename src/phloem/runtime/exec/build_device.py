@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from phloem.core.clock import Clock
+from phloem.core.clock import Clock, MonotonicClock
 from phloem.graph.capture.buckets import Bucket, Buckets, StepSizes, max_batch_rows, max_logit_lines, round_tokens
-from phloem.graph.capture.graphs import Body, CapturedSteps, EagerSteps, Steps
+from phloem.graph.capture.graphs import Body, CapturedSteps, CudaRecorder, EagerSteps, Steps
 from phloem.graph.lower.cuda import CudaTarget, DeviceCapture
 from phloem.graph.lower.device import DeviceProgram
 from phloem.kernels.triton.row_tensors import BucketSize, RowTensors, StepTensors
 from phloem.memory.budget import DeviceBytes
 from phloem.memory.pool.kv import KvPool
 from phloem.memory.spec import LayerState
+from phloem.runtime.exec.constrained import ConstrainedRows
 from phloem.runtime.exec.cuda_worker import CudaWorker
 from phloem.runtime.exec.device_rows import RowMirror, num_device_rows
 from phloem.runtime.exec.device_step import DeviceStep, RowKernels, cut
@@ -31,6 +32,7 @@ class DeviceLimits:
     max_step_tokens: int
     max_model_len: int
     page_size: int
+    deterministic: bool = False
 
     @property
     def max_pages(self) -> int:
@@ -45,20 +47,21 @@ class DeviceLimits:
     @property
     def buckets(self) -> Buckets:
         """The sizes that steps are padded to."""
-        return Buckets(self.max_tokens, self.max_model_len)
+        return Buckets(self.max_tokens, self.max_model_len, self.deterministic)
 
 
 class TritonRowKernels:
     """`RowKernels` by kernels/triton."""
 
     def __init__(self, *, page_size: int) -> None:
-        from phloem.kernels.triton import rows, sample
+        from phloem.kernels.triton import adjust, report, rows, sample
 
         self._page_size = page_size
         self._fill: Callable[..., None] = rows.fill_inputs
         self._sample: Callable[..., torch.Tensor] = sample.sample
         self.apply_plan: Callable[[torch.Tensor, RowTensors], None] = rows.apply_plan
-        self.append_tokens: Callable[[torch.Tensor, torch.Tensor, RowTensors], None] = rows.append_tokens
+        self.adjust: Callable[[torch.Tensor, torch.Tensor, RowTensors], None] = adjust.adjust
+        self.report: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, RowTensors], torch.Tensor] = report.report
 
     def fill_inputs(self, plan: torch.Tensor, store: RowTensors, step: StepTensors, size: BucketSize) -> None:
         self._fill(plan, store, step, size, page_size=self._page_size)
@@ -74,6 +77,7 @@ def device_worker(
     program: DeviceProgram,
     pool: KvPool,
     kernels: RowKernels,
+    store: RowTensors,
     queue: Queue,
     make_steps: Callable[[Body], Steps],
     limits: DeviceLimits,
@@ -88,18 +92,25 @@ def device_worker(
         program=program,
         kernels=kernels,
         queue=queue,
-        store=RowTensors.empty(
-            max_rows=num_device_rows(limits.max_rows),
-            max_model_len=limits.max_model_len,
-            max_pages=limits.max_pages,
-            device=device,
-        ),
+        store=store,
         inputs=step_tensors(limits, device),
         buckets=limits.buckets,
         make_steps=make_steps,
     )
-    mirror = RowMirror(max_rows=limits.max_rows, vocab_size=vocab_size, end_token_ids=end_token_ids, grammars=grammars)
-    return CudaWorker(step=step, pool=pool, mirror=mirror, queue=queue, clock=clock)
+    mirror = RowMirror(max_rows=limits.max_rows, vocab_size=vocab_size, end_token_ids=end_token_ids)
+    constrained = ConstrainedRows(vocab_size=vocab_size, grammars=grammars)
+    return CudaWorker(step=step, pool=pool, mirror=mirror, constrained=constrained, queue=queue, clock=clock)
+
+
+def row_store(limits: DeviceLimits, *, vocab_size: int, device: torch.device) -> RowTensors:
+    """Room for every row, zeroed."""
+    return RowTensors.empty(
+        max_rows=num_device_rows(limits.max_rows),
+        max_model_len=limits.max_model_len,
+        max_pages=limits.max_pages,
+        vocab_size=vocab_size,
+        device=device,
+    )
 
 
 def step_tensors(limits: DeviceLimits, device: torch.device) -> StepTensors:
@@ -126,7 +137,7 @@ def step_tensors(limits: DeviceLimits, device: torch.device) -> StepTensors:
 
 def captured_steps(body: Body) -> Steps:
     """Steps as CUDA graphs, as far as that pays."""
-    return CapturedSteps(body)
+    return CapturedSteps(body, recorder=CudaRecorder(), clock=MonotonicClock())
 
 
 def eager_steps(body: Body) -> Steps:
@@ -143,7 +154,7 @@ def measure(
     queue: CudaQueue,
 ) -> DeviceBytes:
     """Run the largest steps there can be over a pool of one page, and see what they take. Compiles their kernels."""
-    pool = KvPool(layers=layers, num_pages=1, page_size=limits.page_size, dtype=target.activation, device=target.device)
+    pool = KvPool(layers=layers, num_pages=1, page_size=limits.page_size, dtype=target.cache_type, device=target.device)
     program = capture(caches=pool.layers)
     tensors = step_tensors(limits, target.device)
     buckets = limits.buckets

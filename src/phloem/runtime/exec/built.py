@@ -18,6 +18,18 @@ Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
+class StepBounds:
+    """How many rows run at once, and how many tokens a step computes at most."""
+
+    max_running: int
+    max_step_tokens: int
+
+    def unless(self, max_running: int | None, max_step_tokens: int | None) -> StepBounds:
+        """These, where nothing else is asked for."""
+        return StepBounds(max_running or self.max_running, max_step_tokens or self.max_step_tokens)
+
+
+@dataclass(frozen=True)
 class BuiltWorker:
     """A worker and what the scheduler and the front end must know of it. `memory` is the pool's arithmetic in words,
     `backend` what runs the model, `overlap_depth` how many steps may be planned ahead, `grammars` what compiles the
@@ -26,6 +38,8 @@ class BuiltWorker:
 
     worker: AnyWorker
     num_pages: int
+    max_running: int
+    max_step_tokens: int
     max_model_len: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
@@ -42,6 +56,7 @@ def built(
     definition: ModelDefinition,
     budget: PageBudget,
     *,
+    bounds: StepBounds,
     backend: str,
     overlap_depth: int,
     grammars: Grammars,
@@ -50,6 +65,8 @@ def built(
     return BuiltWorker(
         worker=worker,
         num_pages=budget.num_pages,
+        max_running=bounds.max_running,
+        max_step_tokens=bounds.max_step_tokens,
         max_model_len=budget.max_model_len,
         vocab_size=definition.vocab_size,
         eos_token_ids=definition.eos_ids,

@@ -31,6 +31,7 @@ class RankWorker(Protocol):
 
     @property
     def is_warm(self) -> bool: ...
+    def prepare(self) -> bool: ...
     def submit(self, plan: StepPlan) -> Handle: ...
     def learn(self, learned: Learned) -> None: ...
     def close(self) -> None: ...
@@ -50,6 +51,10 @@ class GroupWorker:
     @property
     def is_warm(self) -> bool:
         return self._own.is_warm
+
+    def prepare(self) -> bool:
+        """There is nothing to prepare: the ranks of a group run call by call."""
+        return False
 
     def submit(self, plan: StepPlan) -> Handle:
         """Send the plan to every rank, then start it here."""

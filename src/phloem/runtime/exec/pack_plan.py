@@ -10,10 +10,10 @@ import numpy.typing as npt
 from phloem.core.plan import ALL_LOGITS, NO_LOGITS, StepPlan
 from phloem.graph.capture.buckets import StepSizes, round_rows
 from phloem.kernels.triton.packed import PackedStep
-from phloem.runtime.exec.device_rows import Changes, IntArray, RowMirror
+from phloem.runtime.exec.device_rows import NOT_REPORTED, Changes, IntArray, RowMirror
 
 NOBODY = -1
-"""Instead of a device row: a logit line that is read by the host, or by nobody."""
+"""Instead of a device row: a logit line that is only scored, on the host, or read by nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +22,15 @@ class Batch:
     fills up those with one token to a number that recurs; it has none.
 
     `rows`, `counts` [R] are device rows and their tokens; `lines` [R] the last logit line of each (NOBODY: none) and
-    `num_lines` [R] how many it has; `samples` [R] whether all it knows is computed then, so that a token follows.
-    `draws` [n] are the indices, in plan order, of the rows whose token the device draws.
+    `draws` [n] are the indices, in plan order, of the rows of which all is computed then, so that a token is drawn;
+    `num_top` [n] how many alternatives each of them reports.
     """
 
     rows: IntArray
     counts: IntArray
     lines: IntArray
-    num_lines: IntArray
-    samples: npt.NDArray[np.bool_]
     draws: npt.NDArray[np.intp]
+    num_top: IntArray
     sizes: StepSizes
 
 
@@ -54,10 +53,10 @@ def pack_plan(plan: StepPlan, mirror: RowMirror, changes: Changes) -> tuple[Pack
     line_start = starts_of(num_lines)
     lines = np.where(num_lines > 0, line_start[1:] - 1, NOBODY).astype(np.int32)
     ends = mirror.computed[rows] + counts
-    samples = (ends == mirror.known[rows]) & (num_lines > 0)
-    draws = np.flatnonzero(samples & ~_on_host(rows, mirror))
+    draws = np.flatnonzero((ends == mirror.known[rows]) & (num_lines > 0))
+    drawing = rows[draws]
     line_rows = np.full(int(line_start[-1]), NOBODY, dtype=np.int32)
-    line_rows[lines[draws]] = rows[draws]
+    line_rows[lines[draws]] = drawing
     groups = _shared(plan, rows)
     step = PackedStep(
         batch_rows=rows,
@@ -77,10 +76,12 @@ def pack_plan(plan: StepPlan, mirror: RowMirror, changes: Changes) -> tuple[Pack
         num_decode_rows=num_decode_rows,
         num_shared=len(groups[2]),
         max_group_rows=int(np.diff(groups[0]).max()) if len(groups[2]) else 0,
-        truncates=bool(mirror.truncates[rows[draws]].any()),
+        adjusts=bool(mirror.adjusts[drawing].any()),
+        truncates=bool(mirror.truncates[drawing].any()),
+        reports=bool((mirror.num_top[drawing] != NOT_REPORTED).any()),
     )
     in_plan_order = draws if order is None else draws[np.argsort(order[draws])]
-    return step, Batch(rows, counts, lines, num_lines, samples, in_plan_order, sizes)
+    return step, Batch(rows, counts, lines, in_plan_order, mirror.num_top[rows[in_plan_order]], sizes)
 
 
 def starts_of(counts: IntArray) -> IntArray:
@@ -88,12 +89,6 @@ def starts_of(counts: IntArray) -> IntArray:
     starts = np.zeros(len(counts) + 1, dtype=np.int32)
     np.cumsum(counts, out=starts[1:])
     return starts
-
-
-def _on_host(rows: IntArray, mirror: RowMirror) -> npt.NDArray[np.bool_]:
-    if not mirror.has_host_rows:
-        return np.zeros(len(rows), dtype=np.bool_)
-    return np.asarray([mirror.host_row(row) is not None for row in rows.tolist()], dtype=np.bool_)
 
 
 def _line_tokens(query_start: IntArray, num_lines: IntArray, line_start: IntArray) -> IntArray:

@@ -16,7 +16,7 @@ from phloem.core.request import TokenLogprob
 from phloem.core.result import StepResult
 from phloem.graph.capture.inputs import StepDims
 from phloem.graph.cost import StepLoad
-from phloem.graph.lower.program import OpTime, StepProgram
+from phloem.graph.lower.program import StepProgram, StepTimes
 from phloem.memory.pool.kv import KvPool
 from phloem.runtime.exec.inputs import fill_inputs
 from phloem.runtime.exec.rows import RowStore
@@ -80,6 +80,10 @@ class Worker:
         """Always: the first step is as fast as any."""
         return True
 
+    def prepare(self) -> bool:
+        """There is nothing to prepare."""
+        return False
+
     def submit(self, plan: StepPlan) -> Handle:
         """Start one step."""
         if self._thread is not None:
@@ -93,11 +97,14 @@ class Worker:
         for row, tokens in learned:
             self._rows.learn(row, tokens)
 
-    def profile(self, plan: StepPlan, load: StepLoad) -> list[OpTime]:
+    def profile(self, plan: StepPlan, load: StepLoad) -> StepTimes:
         """Compute a plan op by op and time each; nothing is sampled, nor counted as computed, so it may be repeated."""
         self._rows.apply(plan)
         dims = fill_inputs(plan=plan, rows=self._rows, inputs=self._program.inputs)
-        return self._program.profile(dims, load)
+        return StepTimes(self._program.profile(dims, load))
+
+    def ceilings(self) -> None:
+        """Not measured here: bench/machine.py does."""
 
     def close(self) -> None:
         """Finish what was submitted, then give everything back."""

@@ -58,6 +58,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
             reasoning=self.reasoning,
             reasoning_has_begun=self.reasoning_has_begun,
             names=frozenset(function.name for function in self.plan.callable),
+            texts={function.name: function.texts for function in self.plan.callable},
         )
 
     def constrain(self, sampling: SamplingParams, *, field: str) -> SamplingParams:

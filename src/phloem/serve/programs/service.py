@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 
 import msgspec
 
@@ -12,16 +12,18 @@ from phloem.lang.engine import Usage
 from phloem.lang.events import Delta, Event, ProgramResult
 from phloem.lang.functions import BUILT_IN, Functions
 from phloem.lang.limits import ProgramLimits
-from phloem.lang.passes.bounds import least_tokens
 from phloem.lang.passes.pipeline import ALL_PASSES
 from phloem.lang.prepare import Prepared, RunOptions, prepare
 from phloem.lang.run import Run, stream
 from phloem.serve.openai.backend import Backend
 from phloem.serve.openai.generation import Generation, Observer
-from phloem.serve.programs.engine import TokenEngine, TokenState
+from phloem.serve.programs.engine import MAX_REMEMBERED_CHARS, TokenEngine, TokenState
+from phloem.serve.programs.pages import PromisedPages
 from phloem.serve.programs.turns import TurnPieces
 from phloem.serve.programs.wire import ProgramRequest, ProgramResponse
 
+MAX_PARALLEL = 256
+"""Requests of one program under way at once, unless fewer rows run: what does not run waits in the engine."""
 SERVER_LIMITS = ProgramLimits(
     max_iterations=256,
     max_executed_nodes=10_000,
@@ -45,7 +47,7 @@ class ProgramSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     limits: ProgramLimits = SERVER_LIMITS
     functions: Functions = msgspec.field(default_factory=lambda: BUILT_IN)
-    max_parallel: int = 64
+    max_parallel: int = MAX_PARALLEL
     tokens_per_page: int = 32
 
 
@@ -55,7 +57,8 @@ class ProgramService:
     def __init__(self, *, backend: Backend, settings: ProgramSettings) -> None:
         self._settings = settings
         self._turns = TurnPieces(backend.chat_template)
-        self._least_tokens = backend.tokenizer.least_tokens
+        self._tokenizer = backend.tokenizer
+        self._pages = PromisedPages()
         self._remembered: dict[bytes, Prepared] = {}  # the one used last is the last
 
     def num_places(self, request: ProgramRequest) -> int:
@@ -79,8 +82,13 @@ class ProgramService:
             priority=request.priority,
             check_constraint=lambda constraint, place: backend.constraints.check(constraint, field=place),
         )
+        prepared = self._prepared(request)
+        stats = backend.client.stats()
+        promise = self._pages.promise(
+            prepared.bounds.min_pages(self._settings.tokens_per_page), num_pages=stats.pages_total if stats else None
+        )
         return ProgramAnswer(
-            request, self._prepared(request), engine=engine, request_id=request_id, model=name, observer=observer
+            request, prepared, engine=engine, promise=promise, request_id=request_id, model=name, observer=observer
         )
 
     def _prepared(self, request: ProgramRequest) -> Prepared:
@@ -97,7 +105,13 @@ class ProgramService:
             limits = limits.tightened(request.limits)
         passes = ALL_PASSES if request.passes is None else request.passes
         options = RunOptions(passes=passes, limits=limits, functions=self._settings.functions)
-        return prepare(request.program, options, count=lambda text: max(least_tokens(text), self._least_tokens(text)))
+        return prepare(request.program, options, count=self._count)
+
+    def _count(self, text: str) -> int:
+        """Tokens of a constant text: exactly, or at least where counting takes long."""
+        if len(text) > MAX_REMEMBERED_CHARS:
+            return self._tokenizer.least_tokens(text)
+        return len(self._tokenizer.encode(text, field="program"))
 
 
 class ProgramAnswer:
@@ -111,12 +125,14 @@ class ProgramAnswer:
         prepared: Prepared,
         *,
         engine: TokenEngine,
+        promise: AbstractContextManager[None],
         request_id: str,
         model: str,
         observer: Observer,
     ) -> None:
         self.is_stream = request.stream
         self._request, self._prepared, self._engine = request, prepared, engine
+        self._promise = promise
         self._request_id, self._model, self._observer = request_id, model, observer
         self._has_spoken = False
 
@@ -126,15 +142,17 @@ class ProgramAnswer:
         def make(emit: Callable[[Event], None]) -> Run[TokenState]:
             return self._prepared.run(self._engine, seed=self._request.seed, emit=emit)
 
-        async with aclosing(stream(make, self._request.arguments)) as events:
-            async for event in events:
-                self._observe(event)
-                yield event
+        with self._promise:
+            async with aclosing(stream(make, self._request.arguments)) as events:
+                async for event in events:
+                    self._observe(event)
+                    yield event
 
     async def whole(self) -> ProgramResponse:
         """The result only."""
         run = self._prepared.run(self._engine, seed=self._request.seed, emit=self._observe)
-        result = await run.execute(self._request.arguments)
+        with self._promise:
+            result = await run.execute(self._request.arguments)
         return ProgramResponse(
             id=self._request_id,
             created=int(time.time()),

@@ -43,7 +43,11 @@ def test_expected_calls_survive_a_round_trip(format: ToolFormat) -> None:
     num_cases = 0
     for calls in cases():
         text = render_calls(format, [Call(name, json.dumps(arguments)) for name, arguments in calls])
-        parser = OutputParser(tools=format, reasoning=None, names=frozenset(name for name, _ in calls))
+        strings = [(name, {key for key, value in given.items() if isinstance(value, str)}) for name, given in calls]
+        texts = {
+            name: frozenset().union(*(keys for other, keys in strings if other == name)) for name, _ in strings
+        }  # what their schemas would say
+        parser = OutputParser(tools=format, reasoning=None, names=frozenset(texts), texts=texts)
         half = len(text) // 2
         events = [*parser.feed(text[:half]), *parser.feed(text[half:]), *parser.finish()]
         read = [

@@ -19,6 +19,7 @@ from phloem.serve.text.pieces import BYTE_ALPHABET
 from phloem.serve.text.tokenizer import Tokenizer
 
 TEMPLATES = {
+    "qwen3-coder": "{{ tools }}<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>",
     "hermes": "{{ tools }}For each function call return it within <tool_call></tool_call> tags",
     "llama3": '<|start_header_id|>{{ tools }}Respond in the format {"name": function name, "parameters": dictionary}',
     "mistral": "{{ tools }}{{ '[TOOL_CALLS] [' }}",

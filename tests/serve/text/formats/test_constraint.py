@@ -16,6 +16,7 @@ from phloem.serve.text.formats.constraint import after_reasoning, arguments_sche
 from phloem.serve.text.formats.deepseek import DEEPSEEK, THINK
 from phloem.serve.text.formats.hermes import HERMES
 from phloem.serve.text.formats.llama3 import LLAMA3
+from phloem.serve.text.formats.qwen3_coder import QWEN3_CODER
 from phloem.serve.text.formats.render import render_calls
 from phloem.serve.text.formats.spec import Call, Function, ToolFormat
 
@@ -161,6 +162,47 @@ def test_white_space_is_what_the_templates_write() -> None:
     constraint = constrained(HERMES, [STRICT])
     padded = render_calls(HERMES, [Call("wi", '{"city":   "Paris"}')])
     assert not accepts(constraint, padded, {})
+
+
+STRICT_TYPES = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}/[0-9]$"},
+        "kind": {"enum": ["a", "b"]},
+        "count": {"type": "integer"},
+        "tree": {"$ref": "#/$defs/tree"},
+    },
+    "required": ["name"],
+    "$defs": {
+        "tree": {"type": "object", "properties": {"next": {"$ref": "#/$defs/tree"}}, "additionalProperties": False}
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_good"),
+    [
+        ({"name": "Ada"}, True),
+        ({"name": "é\n<b"}, True),
+        ({"name": "Ada", "code": "AB/1", "kind": "b", "count": 3, "tree": {"next": {}}}, True),
+        ({"name": "Ada", "count": "three"}, False),
+        ({"name": "Ada Lovelace"}, False),
+        ({"name": "Ada", "code": "AB1"}, False),
+        ({"name": "Ada", "kind": "c"}, False),
+        ({"name": "Ada", "tree": {"other": 1}}, False),
+        ({"count": 3}, False),
+        ({"name": "Ada", "undeclared": "x"}, False),
+    ],
+    ids=str,
+)
+def test_arguments_between_tags_follow_their_schema(arguments: dict[str, Any], is_good: bool) -> None:
+    """Red when a format without JSON lets through what the others do not."""
+    function = Function(name="f", parameters=STRICT_TYPES, is_strict=True)
+    constraint = constrained(QWEN3_CODER, [function])
+    assert accepts(constraint, render_calls(QWEN3_CODER, [Call("f", json.dumps(arguments))]), {}) == is_good
+    free = constrained(QWEN3_CODER, [Function(name="f")], with_schemas=False)
+    assert accepts(free, render_calls(QWEN3_CODER, [Call("f", json.dumps(arguments))]), {})
 
 
 def test_specs_that_the_tests_name_have_their_tags_among_the_control_tokens() -> None:

@@ -1,7 +1,7 @@
-"""The sampler: logits of the rows that want a token -> tokens, log-probabilities, failures.
+"""The sampler of a CPU: logits of the rows that want a token -> tokens, log-probabilities, failures.
 
-greedy, nothing adjusted:  argmax (on the device, or handed in by the kernel that made the logits)
-everything else, row by row on the host:
+greedy, nothing adjusted:  argmax (or handed in by the kernel that made the logits)
+everything else, row by row:
     raw logits -> masked (constraint) -> adjusted (bias, min_tokens, penalties)
          |          -> support (temperature, min_p, top_k, top_p) -> draw
          `-> log-probabilities
@@ -50,7 +50,7 @@ def sample(
 ) -> Sampled:
     """Sample one token for each of `states`; the caller appends it to the state afterwards.
 
-    `logits` is [L, V] float32, on any device, and is only read. `rows[i]` is the row of `logits` that belongs to
+    `logits` is [L, V] float32, on the host, and is only read. `rows[i]` is the row of `logits` that belongs to
     `states[i]` (default: i). `argmax`, if given, holds the id of the largest logit of every row of `logits` (lowest id
     of equal ones; for a row with NaN, the id of a NaN): of a plain greedy row only that one logit is then read.
     `masks` holds, by row of `logits`, the masks that are computed already; others are computed here.
@@ -58,8 +58,9 @@ def sample(
     rows = range(len(states)) if rows is None else rows
     wants_host = {row for row, state in zip(rows, states, strict=True) if _reads_logits(state)}
     greedy = [row for row, state in zip(rows, states, strict=True) if state.takes_argmax]
-    host = _host_rows(logits, sorted(wants_host))
-    best = _best_ids(logits, greedy, argmax)
+    everything: FloatRow = logits.detach().numpy()
+    host = {row: everything[row] for row in sorted(wants_host)}
+    best = _best_ids(everything, greedy, argmax)
     allowed = _allowed_rows(host, dict(zip(rows, states)), masks or {})
     tokens: list[int] = []
     logprobs: list[tuple[TokenLogprob, ...]] = []
@@ -104,40 +105,14 @@ def _allowed_rows(
     return dict(zip(good, masked([host[row] for row in good], [bits[row] for row in good])))
 
 
-def greedy_ids(logits: torch.Tensor) -> torch.Tensor:
-    """The id of the largest logit of each row of [L, V], lowest id of equal ones: [L] int64 on the logits' device.
-
-    NO_TOKEN where a row has no finite maximum. Waits for nothing: on a GPU the ids can feed the next step's inputs.
-    """
-    values, ids = logits.max(dim=-1)
-    return torch.where(torch.isfinite(values), ids, NO_TOKEN)
-
-
 def _reads_logits(state: SamplingState) -> bool:
     return not state.takes_argmax or state.params.logprobs is not None
 
 
-def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> Mapping[int, FloatRow]:
-    """The named rows on the host: views of CPU logits, one copy of just these rows from another device."""
-    if not rows:
-        return {}
-    if logits.device.type == "cpu":
-        everything: FloatRow = logits.detach().numpy()
-        return {row: everything[row] for row in rows}
-    index = torch.tensor(rows, device=logits.device)
-    pinned = torch.empty((len(rows), logits.shape[1]), dtype=logits.dtype, pin_memory=True)
-    copied: FloatRow = pinned.copy_(logits.detach().index_select(0, index)).numpy()
-    return dict(zip(rows, copied, strict=True))
-
-
-def _best_ids(logits: torch.Tensor, rows: Sequence[int], argmax: Sequence[int] | None) -> Mapping[int, int | str]:
+def _best_ids(logits: FloatRow, rows: Sequence[int], argmax: Sequence[int] | None) -> Mapping[int, int | str]:
     """For each of `rows`, the id of its largest raw logit, or why there is none."""
     if not rows:
         return {}
-    if logits.device.type != "cpu":
-        on_host = greedy_ids(logits).tolist()
-        return {row: on_host[row] if on_host[row] != NO_TOKEN else "the logits are not finite" for row in rows}
-    everything: FloatRow = logits.detach().numpy()
-    ids = [int(everything[row].argmax()) if argmax is None else int(argmax[row]) for row in rows]
-    maxima = everything[np.asarray(rows), np.asarray(ids)].tolist()
+    ids = [int(logits[row].argmax()) if argmax is None else int(argmax[row]) for row in rows]
+    maxima = logits[np.asarray(rows), np.asarray(ids)].tolist()
     return {row: fault(value) or token_id for row, token_id, value in zip(rows, ids, maxima, strict=True)}

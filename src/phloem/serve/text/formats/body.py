@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Protocol
 
 from phloem.serve.text.formats.json_scan import JsonScanner, Mark
 from phloem.serve.text.formats.literal import JSON_SPACE, Literal
 from phloem.serve.text.formats.spec import ARGUMENT_KEYS, NAME_KEY, ToolFormat
+from phloem.serve.text.formats.tagged import TaggedBody
 
 MAX_NAME_CHARACTERS = 256
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/")
@@ -24,17 +26,29 @@ class Body(Protocol):
     def is_done(self) -> bool:
         """Whether the call is complete."""
 
+    @property
+    def held(self) -> str:
+        """What was read last and is part of nothing yet: text, should the call not go on."""
+
+    @property
+    def rest(self) -> str:
+        """What is still to be said of the arguments, should the answer end here."""
+
     def push(self, character: str) -> str | None:
         """What is new of the arguments; None when this cannot be a call, or cannot go on as one."""
 
 
-def new_body(format: ToolFormat) -> Body:
-    """A reader for the next call."""
+def new_body(format: ToolFormat, texts: Mapping[str, frozenset[str]]) -> Body:
+    """A reader for the next call. `texts`: by function, its parameters that are texts."""
+    if format.argument_tags is not None:
+        return TaggedBody(format.argument_tags, texts=texts)
     return NamedBody(name_end=format.name_end) if format.name_end else ObjectBody()
 
 
 class ObjectBody:
     """{"name": "f", "arguments": {...}}: keys in any order, further ones are ignored, no arguments are {}."""
+
+    held = rest = ""
 
     def __init__(self) -> None:
         self._json = JsonScanner()
@@ -107,6 +121,8 @@ class ObjectBody:
 
 class NamedBody:
     """name, `name_end`, {...}."""
+
+    held = rest = ""
 
     def __init__(self, *, name_end: str) -> None:
         self._name = ""

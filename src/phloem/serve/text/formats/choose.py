@@ -13,12 +13,13 @@ from phloem.serve.text.formats.deepseek import DEEPSEEK, DEEPSEEK_V31, THINK
 from phloem.serve.text.formats.hermes import HERMES
 from phloem.serve.text.formats.llama3 import LLAMA3
 from phloem.serve.text.formats.mistral import MISTRAL, MISTRAL_THINK, MISTRAL_V11
+from phloem.serve.text.formats.qwen3_coder import QWEN3_CODER
 from phloem.serve.text.formats.spec import ReasoningFormat, ToolFormat
 from phloem.serve.text.tokenizer import Tokenizer
 
 F = TypeVar("F", ToolFormat, ReasoningFormat)
 
-TOOL_FORMATS = (DEEPSEEK, DEEPSEEK_V31, MISTRAL_V11, MISTRAL, HERMES, LLAMA3)
+TOOL_FORMATS = (DEEPSEEK, DEEPSEEK_V31, MISTRAL_V11, MISTRAL, QWEN3_CODER, HERMES, LLAMA3)
 """In the order in which a template is compared with them."""
 REASONING_FORMATS = (MISTRAL_THINK, THINK)
 NUM_TAIL_TOKENS = 16

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phloem.core.request import Constraint
-from phloem.serve.text.formats.spec import Function, ReasoningFormat, ToolFormat
+from phloem.serve.text.formats.spec import Function, ReasoningFormat, ToolFormat, as_terminal
+from phloem.serve.text.formats.tagged import argument_rules, common_rules
 
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As the chat templates write JSON. Free white space would let a weak model go on with it forever."""
@@ -57,10 +58,17 @@ def tool_constraint(
     rules = ["%llguidance {}", *_answer(format, write, is_forced=is_forced)]
     rules += _reasoning(write, reasoning, has_begun=reasoning_has_begun, is_optional=not is_forced)
     rules += [f"calls: {_joined(section)}", f"call: {calls}"]
+    if format.argument_tags is not None:
+        rules += common_rules(format.argument_tags, quote=write.text)
     for index, function in enumerate(functions):
         head, tail = _around_arguments(format, function)
         schema = arguments_schema(function) if with_schemas or function.is_strict else ANY_OBJECT
-        rules.append(f"call_{index}: {_joined([write.text(head), _json(schema), write.text(tail)])}")
+        if format.argument_tags is None:
+            arguments = _json(schema)
+        else:
+            arguments = f"arguments_{index}"
+            rules += argument_rules(arguments, format.argument_tags, schema, quote=write.text, as_json_rule=_json)
+        rules.append(f"call_{index}: {_joined([write.text(head), arguments, write.text(tail)])}")
     return Constraint("structural", "\n".join(rules) + "\n")
 
 
@@ -72,7 +80,7 @@ def after_reasoning(constraint: Constraint, reasoning: ReasoningFormat, special_
         case "json_object":
             answer = _json(ANY_OBJECT)
         case "regex":
-            answer = "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", constraint.text) + "/"
+            answer = as_terminal(constraint.text)
         case "choice":
             answer = "(" + " | ".join(quoted(choice) for choice in json.loads(constraint.text)) + ")"
         case _:

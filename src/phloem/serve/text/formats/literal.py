@@ -9,6 +9,7 @@ class Literal:
     """Expects `text`. Where it holds white space, and before it, any amount of white space is read."""
 
     def __init__(self, text: str) -> None:
+        self.text = text
         self._words = text.split()
         self._word = 0
         self._position = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -38,6 +38,8 @@ class Arguments(msgspec.Struct, frozen=True):
     text: str
 
 
+NO_TEXTS: Mapping[str, frozenset[str]] = {}
+
 Event = Content | Reasoning | CallStart | Arguments
 
 
@@ -56,9 +58,10 @@ class OutputParser:
         reasoning: ReasoningFormat | None,
         reasoning_has_begun: bool = False,
         names: frozenset[str] = frozenset(),
+        texts: Mapping[str, frozenset[str]] = NO_TEXTS,
     ) -> None:
         self._splitter = None if reasoning is None else ReasoningSplitter(reasoning, has_begun=reasoning_has_begun)
-        self._calls = None if tools is None else CallReader(tools, names=names)
+        self._calls = None if tools is None else CallReader(tools, names=names, texts=texts)
 
     def feed(self, text: str) -> list[Event]:
         """What `text` makes certain."""
@@ -89,11 +92,13 @@ class CallReader:
     on each character goes to the part of the call that is expected next. `_raw` is what has to become content again if
     that part does not come. White space before and between calls is dropped."""
 
-    def __init__(self, format: ToolFormat, *, names: frozenset[str]) -> None:
-        self._format, self._names = format, names
+    def __init__(
+        self, format: ToolFormat, *, names: frozenset[str], texts: Mapping[str, frozenset[str]] = NO_TEXTS
+    ) -> None:
+        self._format, self._names, self._texts = format, names, texts
         self._opening = Literal("")
         self._between: list[tuple[Literal, Callable[[], None]]] = []
-        self._body: Body = new_body(format)
+        self._body: Body = new_body(format, texts)
         self._read: Callable[[str], Iterator[Event]] | None = self._bare if format.is_bare else None  # None: free text
         self._raw = ""
         self._index = -1
@@ -113,7 +118,9 @@ class CallReader:
 
     def finish(self) -> Iterator[Event]:
         """What was held back, as content; white space after the last call is dropped."""
-        held, self._raw = self._raw, ""
+        if self._is_open and (rest := self._body.rest):
+            yield Arguments(self._index, rest)
+        held, self._raw = self._held(), ""
         if held and not (self._is_after_call and held.isspace()):
             yield Content(held)
 
@@ -141,9 +148,12 @@ class CallReader:
 
     def _fail(self, character: str) -> Iterator[Event]:
         """No call, or no more of it: what was read since the last certain thing is free text, as is the rest."""
-        known, self._raw, self._read, self._is_open = self._raw, "", None, False
+        known, self._raw, self._read, self._is_open = self._held(), "", None, False
         yield from self._content(known, num_certain=len(known))
         yield from self.feed(character)
+
+    def _held(self) -> str:
+        return self._raw + self._body.held if self._is_open else self._raw
 
     def _bare(self, character: str) -> Iterator[Event]:
         """The beginning of an answer that may be a call without a trigger."""
@@ -157,7 +167,7 @@ class CallReader:
 
     def _begin_call(self, opening: str) -> None:
         self._opening = Literal(opening)
-        self._body = new_body(self._format)
+        self._body = new_body(self._format, self._texts)
         self._is_open = False
         self._read = self._call if self._opening.is_done else self._open
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phloem.serve.text.formats.spec import Call, Function, ToolFormat
+from phloem.serve.text.formats.tagged import write_arguments
 
 Message = dict[str, Any]
 
@@ -19,7 +20,9 @@ def render_calls(format: ToolFormat, calls: Sequence[Call]) -> str:
 
 def render_call(format: ToolFormat, call: Call) -> str:
     """One call, without what stands around all of them."""
-    if format.name_end:
+    if format.argument_tags is not None:
+        body = call.name + format.name_end + write_arguments(format.argument_tags, call.arguments)
+    elif format.name_end:
         body = call.name + format.name_end + call.arguments
     else:
         name = json.dumps(call.name, ensure_ascii=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -11,13 +13,23 @@ ARGUMENT_KEYS = frozenset({"arguments", "parameters"})
 NAME_KEY = "name"
 
 
+class ArgumentTags(msgspec.Struct, frozen=True, kw_only=True):
+    """Around each argument (`begin` NAME `name_end` VALUE `end`), and behind the last (`close`)."""
+
+    begin: str
+    name_end: str
+    end: str
+    close: str
+
+
 class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
     """How a model writes tool calls:
 
         begin  call_begin CALL call_end  separator  call_begin CALL call_end  ...  end
 
     CALL is one JSON object {"name": ..., arguments_key: {...}}, or, where `name_end` is set, the bare name, `name_end`
-    and the arguments as a JSON object. White space in these strings is written as it is and read as any amount of it.
+    and the arguments: a JSON object, or each between `argument_tags`. White space in these strings is written as it is
+    and read as any amount of it.
     """
 
     name: str
@@ -27,6 +39,7 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
     call_begin: str = ""
     arguments_key: str = "arguments"
     name_end: str = ""
+    argument_tags: ArgumentTags | None = None
     call_end: str = ""
     separator: str = "\n"
     end: str = ""
@@ -48,7 +61,9 @@ class ToolFormat(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def texts(self) -> tuple[str, ...]:
         """Every string that the model writes around names and arguments."""
-        return (self.begin, self.call_begin, self.name_end, self.call_end, self.separator, self.end)
+        tags = self.argument_tags
+        around = () if tags is None else (tags.begin, tags.name_end, tags.end, tags.close)
+        return (self.begin, self.call_begin, self.name_end, *around, self.call_end, self.separator, self.end)
 
 
 class ReasoningFormat(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,9 +83,30 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, Any] = {}
     is_strict: bool = False
 
+    @property
+    def texts(self) -> frozenset[str]:
+        """The parameters whose values can only be strings."""
+        properties = self.parameters.get("properties", {})
+        return frozenset(name for name, schema in properties.items() if is_text(schema))
+
 
 class Call(msgspec.Struct, frozen=True):
     """A call as text: `arguments` is a JSON object."""
 
     name: str
     arguments: str
+
+
+def is_text(schema: Any) -> bool:
+    """Whether all that a parameter's schema allows are strings."""
+    if not isinstance(schema, Mapping):
+        return False
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if isinstance(values, list):
+        return all(isinstance(value, str) for value in values)
+    return schema.get("type") == "string"
+
+
+def as_terminal(expression: str) -> str:
+    """A regular expression as a Lark terminal: a slash would end it."""
+    return "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", expression) + "/"
