@@ -1,0 +1,12 @@
+"""Where viva keeps what can be made again: wheels, indexes, sessions."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/viva, else ~/.cache/viva."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "viva"
