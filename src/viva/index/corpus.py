@@ -43,7 +43,7 @@ class Wheel:
         except (OSError, zipfile.BadZipFile) as error:
             raise SourceError(f"{file}: no readable wheel: {error}; delete it and try again", field=str(file)) from error
         names = [info.filename for info in self._zip.infolist() if _is_text(info.filename, info.file_size)]
-        self._paths = tuple(sorted(name for name in names if ".dist-info/" not in name))
+        self._paths = tuple(sorted(name for name in names if not name.endswith(".dist-info/RECORD")))
         if not any(path.endswith(".py") for path in self._paths):
             raise SourceError(f"{file}: this wheel holds no Python source; give another, or a folder", field=str(file))
 
