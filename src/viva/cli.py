@@ -1,4 +1,4 @@
-"""`viva`: one command a use. Each command imports what it needs when it runs; none but build and practice loads a model.
+"""`viva`: one command a use. Each imports what it needs when it runs; only build and practice load a model.
 
 A command's module offers `DESCRIPTION: str`, `add_arguments(parser)` and `run(arguments) -> int` (the exit code).
 """

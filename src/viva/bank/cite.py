@@ -79,7 +79,6 @@ def citations_block(citations: Sequence[Citation]) -> list[str]:
     """The lines of `citations:` as viva writes them."""
     block = ["citations:"]
     for citation in citations:
-
         block += [
             f"- id: {citation.id}",
             f"  source: {citation.source}",

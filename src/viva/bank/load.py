@@ -30,7 +30,9 @@ class Bank(msgspec.Struct, frozen=True, kw_only=True):
 def load_bank(folder: Path) -> Bank:
     """Read bank.yaml and questions/*.yaml. Anything malformed is a BankError that names file, line and field."""
     if not folder.is_dir():
-        raise BankError(f"{folder}: no such folder; a bank is a folder with bank.yaml and questions/", field=str(folder))
+        raise BankError(
+            f"{folder}: no such folder; a bank is a folder with bank.yaml and questions/", field=str(folder)
+        )
     file = _load_file(folder)
     questions: list[Question] = []
     paths: dict[str, Path] = {}
@@ -90,4 +92,6 @@ def _check_question(path: Path, question: Question, file: BankFile) -> None:
                 f"{path}: citations: {citation.id}: no source {citation.source!r} in bank.yaml", field="citations"
             )
         if citation.lines[1] < citation.lines[0]:
-            raise BankError(f"{path}: citations: {citation.id}: lines {list(citation.lines)} run backwards", field="lines")
+            raise BankError(
+                f"{path}: citations: {citation.id}: lines {list(citation.lines)} run backwards", field="lines"
+            )

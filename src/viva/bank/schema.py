@@ -38,7 +38,7 @@ class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """A frozen record; an unknown key is an error."""
 
 
-class Source(Struct, kw_only=True):
+class Source(Struct, frozen=True, kw_only=True):
     """One pinned source. Exactly one of `package` (with `version`), `tree` and `repository` (with `commit`) is given.
 
     A tree is a folder relative to bank.yaml. A repository is not fetched: its citations are consistent or not
@@ -54,7 +54,7 @@ class Source(Struct, kw_only=True):
     checked: bool = True
 
 
-class BankFile(Struct, kw_only=True):
+class BankFile(Struct, frozen=True, kw_only=True):
     """bank.yaml. `terms` are names of products and ideas that are no identifiers: FlashInfer, RadixAttention, ..."""
 
     schema: Literal["viva-bank/1"]
@@ -64,7 +64,7 @@ class BankFile(Struct, kw_only=True):
     terms: tuple[str, ...] = ()
 
 
-class Citation(Struct, kw_only=True):
+class Citation(Struct, frozen=True, kw_only=True):
     """Lines `lines[0]`..`lines[1]` (from 1, inclusive) of `file` in a source. `quote` is those lines, verbatim, joined
     by line feeds without a last one; `sha256` is the hash of its UTF-8 bytes. `viva cite` fills both. `commit` is for
     repositories whose files are pinned one by one."""
@@ -78,7 +78,7 @@ class Citation(Struct, kw_only=True):
     quote: str = ""
 
 
-class Dispatch(Struct, kw_only=True):
+class Dispatch(Struct, frozen=True, kw_only=True):
     """A call that no static call graph shows: `caller` reaches `callee` through the expression `via` in its body."""
 
     caller: Text
@@ -87,7 +87,7 @@ class Dispatch(Struct, kw_only=True):
     reason: Text
 
 
-class Pseudocode(Struct, kw_only=True):
+class Pseudocode(Struct, frozen=True, kw_only=True):
     """Python syntax. A def (or a method in a class) has the name of the source function it abridges; a comment
     `# file: path` above settles which one where a name is defined twice. Each call must be a call of that function, in
     an order that its source allows. Names must be its own, or be declared: `locals` are invented here, `foreign` maps
@@ -95,11 +95,11 @@ class Pseudocode(Struct, kw_only=True):
 
     text: Text
     locals: tuple[str, ...] = ()
-    foreign: dict[str, str] = {}  # noqa: RUF012 - msgspec copies an empty default
+    foreign: dict[str, str] = {}
     dynamic: tuple[Dispatch, ...] = ()
 
 
-class Field(Struct, kw_only=True):
+class Field(Struct, frozen=True, kw_only=True):
     """A field of a class of the source. `type` and `default` are compared where given; `source` is the subject."""
 
     owner: Text
@@ -109,7 +109,7 @@ class Field(Struct, kw_only=True):
     source: str | None = None
 
 
-class Signature(Struct, kw_only=True):
+class Signature(Struct, frozen=True, kw_only=True):
     """`signature` is all of it: `(self, reqs: List[Req], pad: int = 0) -> None`."""
 
     symbol: Text
@@ -117,21 +117,21 @@ class Signature(Struct, kw_only=True):
     source: str | None = None
 
 
-class Comparison(Struct, kw_only=True):
+class Comparison(Struct, frozen=True, kw_only=True):
     """How another system does it; `system` is the id of a source, into which the text has a marker."""
 
     system: Slug
     text: Text
 
 
-class Premise(Struct, kw_only=True):
+class Premise(Struct, frozen=True, kw_only=True):
     """What is widely written (`claim`), and the identifiers or files (`absent`) that the pinned source has not."""
 
     claim: Text
     absent: Annotated[tuple[str, ...], Meta(min_length=1)]
 
 
-class Answer(Struct, kw_only=True):
+class Answer(Struct, frozen=True, kw_only=True):
     """The seven sections. `proposed` are names that the evolution section invents."""
 
     overview: Text
@@ -146,7 +146,7 @@ class Answer(Struct, kw_only=True):
     proposed: tuple[str, ...] = ()
 
 
-class RubricPoint(Struct, kw_only=True):
+class RubricPoint(Struct, frozen=True, kw_only=True):
     """One gradable point of a candidate's answer."""
 
     id: Annotated[str, Meta(pattern=r"^r[0-9]+$")]
@@ -155,7 +155,7 @@ class RubricPoint(Struct, kw_only=True):
     citations: tuple[str, ...] = ()
 
 
-class Question(Struct, kw_only=True):
+class Question(Struct, frozen=True, kw_only=True):
     """One file of `questions/`. `terms` adds to the bank's."""
 
     id: Slug

@@ -91,4 +91,8 @@ def _child(node: yaml.Node, part: str) -> yaml.Node | None:
 
 def plain(value: Any) -> str:
     """A value in YAML's flow style, on one line."""
-    return str(yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)).removesuffix("\n...\n").rstrip("\n")
+    return (
+        str(yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True))
+        .removesuffix("\n...\n")
+        .rstrip("\n")
+    )

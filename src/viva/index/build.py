@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -40,12 +41,6 @@ def index_path(name: str, *, cache: Path) -> Path:
     readable = re.sub(r"[^\w.=-]+", "_", name).strip("_")[-60:]
     digest = hashlib.sha256(name.encode("utf-8")).hexdigest()[:8]
     return cache / "index" / f"{readable}-{digest}-v{FORMAT}.sqlite"
-
-
-def open_source(source: Source, *, bank_folder: Path, cache: Path, progress: Progress | None = None) -> Store:
-    """The index of a bank's source, made or renewed first."""
-    corpus = open_corpus(source, bank_folder=bank_folder, cache=cache)
-    return Store(build_index(corpus, cache=cache, progress=progress).path)
 
 
 def build_index(corpus: Corpus, *, cache: Path, progress: Progress | None = None) -> Indexed:
@@ -102,3 +97,14 @@ def _start(where: Path) -> None:
 
 def _read_files(paths: Sequence[str]) -> bytes:
     return msgspec.msgpack.encode([extract(path, _Reading.corpus.read(path)) for path in paths])
+
+
+class Build(Protocol):
+    """`build_index`, or something around it that shows how far it is."""
+
+    def __call__(self, corpus: Corpus, *, cache: Path) -> Indexed: ...
+
+
+def open_source(source: Source, *, bank_folder: Path, cache: Path, build: Build = build_index) -> Store:
+    """The index of a bank's source, made or renewed first."""
+    return Store(build(open_corpus(source, bank_folder=bank_folder, cache=cache), cache=cache).path)

@@ -6,12 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
 from viva.errors import SourceError
-from viva.index.build import build_index
 from viva.index.corpus import Corpus, Folder, Wheel, find_wheel
+from viva.index.progress import build_with_bar
 from viva.index.store import Store
 from viva.place import cache_folder
 
@@ -44,30 +41,19 @@ def named_corpus(what: str, *, cache: Path) -> Corpus:
 
 def named_store(what: str, *, cache: Path) -> Store:
     """The index of what a command line names, made or renewed, with a progress bar where that takes long."""
-    corpus = named_corpus(what, cache=cache)
-    with _bar() as bar:
-        task = bar.add_task(corpus.name, total=None)
-        indexed = build_index(corpus, cache=cache, progress=lambda done, total: bar.update(task, completed=done, total=total))
-    return Store(indexed.path)
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("indexing {task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Store(build_with_bar(named_corpus(what, cache=cache), cache=cache).path)
 
 
 def run(arguments: argparse.Namespace) -> int:
     cache = cache_folder()
     start = time.perf_counter()
     corpus = named_corpus(arguments.what, cache=cache)
-    with _bar() as bar:
-        task = bar.add_task(corpus.name, total=None)
-        done = build_index(corpus, cache=cache, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    done = build_with_bar(corpus, cache=cache)
     store = Store(done.path)
     counts = store.counts()
     print(
-        f"{corpus.name}: {done.num_files} files ({done.num_read} read, {done.num_kept} known, {done.num_removed} gone) in "
-        f"{time.perf_counter() - start:.1f} s; {counts['symbols']} symbols, {counts['fields']} fields, "
+        f"{corpus.name}: {done.num_files} files ({done.num_read} read, {done.num_kept} known, {done.num_removed} gone) "
+        f"in {time.perf_counter() - start:.1f} s; {counts['symbols']} symbols, {counts['fields']} fields, "
         f"{counts['calls']} calls, {counts['imports']} imports"
     )
     for path, fault in store.faults().items():

@@ -41,7 +41,9 @@ class Wheel:
         try:
             self._zip = zipfile.ZipFile(file)
         except (OSError, zipfile.BadZipFile) as error:
-            raise SourceError(f"{file}: no readable wheel: {error}; delete it and try again", field=str(file)) from error
+            raise SourceError(
+                f"{file}: no readable wheel: {error}; delete it and try again", field=str(file)
+            ) from error
         names = [info.filename for info in self._zip.infolist() if _is_text(info.filename, info.file_size)]
         self._paths = tuple(sorted(name for name in names if not name.endswith(".dist-info/RECORD")))
         if not any(path.endswith(".py") for path in self._paths):

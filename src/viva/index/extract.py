@@ -148,34 +148,38 @@ class _Reader:
 
     def _self_fields(self, node: Function, owner: str) -> None:
         parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        if not parameters or any(isinstance(item, ast.Name) and item.id == "staticmethod" for item in node.decorator_list):
+        if not parameters or any(
+            isinstance(item, ast.Name) and item.id == "staticmethod" for item in node.decorator_list
+        ):
             return
         types = {item.arg: ast.unparse(item.annotation) for item in parameters if item.annotation}
         me = parameters[0].arg
         for below in ast.walk(node):
-            match below:
-                case ast.AnnAssign(target=target, annotation=annotation, value=value):
-                    pairs = [(target, ast.unparse(annotation), value)]
-                case ast.Assign(targets=targets, value=value):
-                    given = types.get(value.id, "") if isinstance(value, ast.Name) else ""
-                    pairs = [(target, given, value) for target in _flat(targets)]
-                case ast.AugAssign(target=target):
-                    pairs = [(target, "", None)]
-                case _:
-                    continue
-            for target, type_text, value in pairs:
+            if isinstance(below, ast.Call):
+                self._set_by_name(below, owner, me)
+                continue
+            for target, type_text, value in _assigned(below, types):
                 if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == me:
-                    self._field(owner, target.attr, type_text, value, below.lineno, "self")
+                    self._field(owner, target.attr, type_text, value, target.lineno, "self")
+
+    def _set_by_name(self, node: ast.Call, owner: str, me: str) -> None:
+        """`setattr(self, "name", value)` and `object.__setattr__(self, "name", value)`."""
+        match node:
+            case ast.Call(
+                func=ast.Name(id="setattr") | ast.Attribute(attr="__setattr__"),
+                args=[ast.Name(id=target), ast.Constant(value=str(name)), value],
+            ) if target == me:
+                self._field(owner, name, "", value, node.lineno, "self")
 
     def _field(self, owner: str, name: str, type_text: str, value: ast.expr | None, line: int, how: str) -> None:
+        """Keep the first assignment, unless a later one has the type; without a type, keep all different values."""
         known = self.fields.get((owner, name))
         text = _short(value) if value is not None else ""
-        if known is not None and not known.type and not type_text and text and _class_name(text) != _class_name(known.value):
-            text = f"{known.value}{OR}{text}" if known.value and text not in known.value.split(OR) else text or known.value
-            self.fields[owner, name] = FieldFact(self._path, owner, name, "", text, known.line, known.how)
-        if known is not None and (known.type or not type_text):
-            return
-        self.fields[owner, name] = FieldFact(self._path, owner, name, type_text, text, line, how)
+        if known is None or (type_text and not known.type):
+            self.fields[owner, name] = FieldFact(self._path, owner, name, type_text, text, line, how)
+        elif text and not known.type and _called(text) not in {_called(item) for item in known.value.split(OR)}:
+            values = f"{known.value}{OR}{text}" if known.value else text
+            self.fields[owner, name] = FieldFact(self._path, owner, name, "", values, known.line, known.how)
 
     def _import(self, node: ast.Import | ast.ImportFrom, scope: str) -> None:
         if isinstance(node, ast.Import):
@@ -250,15 +254,23 @@ def _scopes_below(
             stack.extend(reversed(list(ast.iter_child_nodes(below))))
 
 
-def _flat(targets: Iterable[ast.expr]) -> Iterator[ast.expr]:
-    for target in targets:
-        if isinstance(target, ast.Tuple | ast.List):
-            yield from _flat(target.elts)
-        else:
-            yield target
+def _assigned(node: ast.AST, types: dict[str, str]) -> Iterator[tuple[ast.expr, str, ast.expr | None]]:
+    """The targets of an assignment with type and value, where they are known. `types` are those of the parameters."""
+    match node:
+        case ast.AnnAssign(target=target, annotation=annotation, value=value):
+            yield target, ast.unparse(annotation), value
+        case ast.AugAssign(target=target):
+            yield target, "", None
+        case ast.Assign(targets=targets, value=value):
+            given = types.get(value.id, "") if isinstance(value, ast.Name) else ""
+            for each in targets:
+                if isinstance(each, ast.Tuple | ast.List):
+                    yield from ((item, "", None) for item in each.elts)
+                else:
+                    yield each, given, value
 
 
-def _class_name(value: str) -> str:
+def _called(value: str) -> str:
     return value.partition("(")[0]
 
 

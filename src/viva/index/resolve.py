@@ -162,7 +162,12 @@ class Resolver:
             for base in self.mro(symbol):
                 for member in self._own_members(base):
                     known = found.setdefault(member.name, member)
-                    if isinstance(known, FieldFact) and not known.type and isinstance(member, FieldFact) and member.type:
+                    if (
+                        isinstance(known, FieldFact)
+                        and not known.type
+                        and isinstance(member, FieldFact)
+                        and member.type
+                    ):
                         found[member.name] = member
             self._members[key] = found
         return self._members[key]
@@ -197,7 +202,7 @@ class Resolver:
         owner = self.class_around(path, caller)
         found: Member | None
         if head in ("self", "cls") and owner is not None:
-            found = owner
+            found = self._local(path, caller, head) or owner  # a mixin annotates the class it is mixed into
         elif head == "super()" and owner is not None and rest:
             above = [base for base in self.mro(owner)[1:] if rest[0] in {item.name for item in self._own_members(base)}]
             found = above[0] if above else None
@@ -244,11 +249,13 @@ class Resolver:
             return None
         texts = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)]
         found = [self.in_file(path, text) for text in texts]
-        classes = {(item.file, item.qualname): item for item in found if isinstance(item, Symbol) and item.kind == CLASS}
+        classes = {
+            (item.file, item.qualname): item for item in found if isinstance(item, Symbol) and item.kind == CLASS
+        }
         return next(iter(classes.values())) if len(classes) == 1 else None
 
     def callers(self, symbol: Symbol) -> tuple[list[CallFact], list[CallFact]]:
-        """The calls that reach a symbol, and those of the same name of which the source does not say what they reach."""
+        """The calls that reach a symbol, and those of the same name that may: the source does not say of what."""
         name = symbol.owner.rpartition(".")[2] if symbol.name == "__init__" else symbol.name
         sure: list[CallFact] = []
         perhaps: list[CallFact] = []
@@ -278,6 +285,10 @@ def parameter_annotations(signature: str) -> dict[str, str]:
     assert isinstance(node, ast.FunctionDef)
     items = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     return {item.arg: ast.unparse(item.annotation) for item in items if item.annotation}
+
+
+def _is_untyped(member: Member) -> bool:
+    return isinstance(member, FieldFact) and not member.type
 
 
 def _constructor(value: str) -> str:

@@ -7,12 +7,13 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from viva.errors import LookupFailed, SourceError
 from viva.index.corpus import LINE_END
 from viva.index.facts import CallFact, FieldFact, FileFacts, ImportFact, Symbol
 
-FORMAT = 2  # a change of what is extracted or how it is kept makes older files worthless
+FORMAT = 4  # a change of what is extracted or how it is kept makes older files worthless
 SEPARATOR = "\x1f"
 
 TABLES = """
@@ -51,7 +52,9 @@ class Store:
             self.name = self._meta("name")
             self._file_ids: dict[str, int] = dict(self._db.execute("SELECT path, id FROM files ORDER BY path"))
         except sqlite3.Error as error:
-            raise SourceError(f"{path}: no readable index: {error}; delete it and index again", field=str(path)) from error
+            raise SourceError(
+                f"{path}: no readable index: {error}; delete it and index again", field=str(path)
+            ) from error
         self._paths = {number: name for name, number in self._file_ids.items()}
         self._strings: frozenset[str] | None = None
 
@@ -111,7 +114,10 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """Rows of each kind."""
-        return {table: int(self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]) for table in ("files", *OF_FILES)}
+        return {
+            table: int(self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+            for table in ("files", *OF_FILES)
+        }
 
     def _file(self, path: str) -> int:
         if path not in self._file_ids:
@@ -141,14 +147,10 @@ class Store:
 
     def _symbols(self, where: str, values: Sequence[str | int]) -> list[Symbol]:
         rows = self._db.execute(
-            "SELECT file, qualname, kind, first, line, last, signature, bases, decorators FROM symbols "
-            f"WHERE {where}",
+            f"SELECT file, qualname, kind, first, line, last, signature, bases, decorators FROM symbols WHERE {where}",
             values,
         )
-        found = [
-            Symbol(self._paths[row[0]], *row[1:7], _split(row[7]), _split(row[8]))  # fields in the order of the columns
-            for row in rows
-        ]
+        found = [_symbol(self._paths[row[0]], row) for row in rows]
         return sorted(found, key=lambda symbol: (symbol.file, symbol.line))
 
     # --- fields, calls, imports ---
@@ -183,6 +185,11 @@ class Store:
         return [ImportFact(path, *row) for row in rows]
 
 
+def _symbol(path: str, row: Sequence[Any]) -> Symbol:
+    _, qualname, kind, first, line, last, signature, bases, decorators = row
+    return Symbol(path, qualname, kind, first, line, last, signature, _split(bases), _split(decorators))
+
+
 def _split(text: str) -> tuple[str, ...]:
     return tuple(text.split(SEPARATOR)) if text else ()
 
@@ -213,8 +220,17 @@ class StoreWriter:
 
     def add(self, facts: FileFacts) -> None:
         cursor = self._db.execute(
-            "INSERT INTO files (path, sha256, num_bytes, num_lines, fault, text, names, strings) VALUES (?,?,?,?,?,?,?,?)",
-            (facts.path, facts.sha256, facts.num_bytes, facts.num_lines, facts.fault, facts.text, facts.names, facts.strings),
+            f"INSERT INTO files (path, sha256, num_bytes, num_lines, fault, text, names, strings) VALUES ({_marks(8)})",
+            (
+                facts.path,
+                facts.sha256,
+                facts.num_bytes,
+                facts.num_lines,
+                facts.fault,
+                facts.text,
+                facts.names,
+                facts.strings,
+            ),
         )
         number = cursor.lastrowid
         symbols = (
@@ -231,7 +247,11 @@ class StoreWriter:
         self._db.executemany(f"INSERT INTO imports VALUES ({_marks(5)})", imports)
 
     def make_indexes(self) -> None:
-        self._db.executescript("".join(f"{line};".replace("CREATE INDEX", "CREATE INDEX IF NOT EXISTS") for line in INDEXES.split(";")[:-1]))
+        self._db.executescript(
+            "".join(
+                f"{line};".replace("CREATE INDEX", "CREATE INDEX IF NOT EXISTS") for line in INDEXES.split(";")[:-1]
+            )
+        )
 
 
 def _marks(count: int) -> str:

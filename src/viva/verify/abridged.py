@@ -114,7 +114,9 @@ class Outliner:
             return None
         if len({(item.file, item.qualname) for item in found}) > 1:
             listed = ", ".join(f"{item.file}::{item.qualname}" for item in found[:4])
-            self._trouble(node, f"{name!r} is defined {len(found)} times ({listed}): say which with `# file: path` above it")
+            self._trouble(
+                node, f"{name!r} is defined {len(found)} times ({listed}): say which with `# file: path` above it"
+            )
             return None
         return resolver, found
 
@@ -151,7 +153,9 @@ class Outliner:
                 self.outline.invented.append(node)
                 return
             near = resolver.nearest(node.name, among=resolver.members(owner))
-            self._trouble(node, f"{owner.qualname} ({owner.file}:{owner.line}) has no method {node.name!r}{nearest(near)}")
+            self._trouble(
+                node, f"{owner.qualname} ({owner.file}:{owner.line}) has no method {node.name!r}{nearest(near)}"
+            )
             return
         every = tuple(resolver.store.symbols_of(member.file, member.qualname))
         self.outline.abridged.append(Abridged(node, f"{owner.qualname}.{node.name}", every, resolver, owner))

@@ -10,6 +10,7 @@ import msgspec
 
 from viva.bank.load import load_bank
 from viva.errors import BankError
+from viva.index.progress import build_with_bar
 from viva.place import cache_folder
 from viva.verify.report import lines_of
 from viva.verify.verify import Verifier, open_sources
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     bank = load_bank(arguments.bank)
-    verifier = Verifier(bank, open_sources(bank, cache=cache_folder()))
+    verifier = Verifier(bank, open_sources(bank, cache=cache_folder(), build=build_with_bar))
     report = verifier.bank()
     if arguments.only:
         unknown = sorted(set(arguments.only) - {question.id for question in bank.questions})

@@ -9,16 +9,42 @@ import msgspec
 
 from viva.index.calls import Call, Function, calls_in, calls_of
 from viva.index.facts import CLASS, Symbol
-from viva.index.resolve import Resolver, parameter_annotations
+from viva.index.resolve import Resolver
+from viva.index.trees import identifiers, local_names
 from viva.verify.abridged import Abridged, nearest
 from viva.verify.dispatch import Dispatches
 from viva.verify.order import Matched, check_order
 from viva.verify.scope import BUILTINS, Scope
-from viva.verify.trees import identifiers, local_names
 
 CONTAINER_METHODS = frozenset(
-    "append extend insert pop popleft appendleft remove clear get items keys values setdefault add discard update sort "
-    "join split strip format startswith endswith copy index count".split()
+    [
+        "append",
+        "extend",
+        "insert",
+        "pop",
+        "popleft",
+        "appendleft",
+        "remove",
+        "clear",
+        "get",
+        "items",
+        "keys",
+        "values",
+        "setdefault",
+        "add",
+        "discard",
+        "update",
+        "sort",
+        "join",
+        "split",
+        "strip",
+        "format",
+        "startswith",
+        "endswith",
+        "copy",
+        "index",
+        "count",
+    ]
 )
 
 Trouble = tuple[int, str]  # line of the pseudo-code, message
@@ -65,7 +91,9 @@ class Definition:
         last = -1
         for name, (annotation, default) in given.items():
             if name not in real:
-                self._say(self._node.lineno, f"{self._where} has no parameter {name!r}{nearest(self._near(name, names))}")
+                self._say(
+                    self._node.lineno, f"{self._where} has no parameter {name!r}{nearest(self._near(name, names))}"
+                )
                 continue
             if names.index(name) < last:
                 self._say(self._node.lineno, f"{self._where} has its parameters in the order {', '.join(names)}")
@@ -81,7 +109,7 @@ class Definition:
     # --- names ---
 
     def _check_names(self) -> None:
-        own = {argument for argument in parameters(self._node)}
+        own = set(parameters(self._node))
         me = next(iter(parameters(self._node)), None) if self._owner is not None else None
         for node in _own_nodes(self._node):
             if isinstance(node, ast.Name):
@@ -91,10 +119,8 @@ class Definition:
                 self._check_attribute(node, me)
             elif isinstance(node, ast.keyword) and node.arg:
                 self._check_keyword(node.arg, node.value.lineno)
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                self._check_name(node.name, node.lineno)
-            elif isinstance(node, ast.ExceptHandler) and node.name:
-                self._check_name(node.name, node.lineno)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
+                self._check_name(node.name or "_", node.lineno)
 
     def _check_name(self, name: str, line: int) -> None:
         if name in BUILTINS or name == "_":
@@ -105,7 +131,9 @@ class Definition:
             self.num_names += 1
         else:
             near = self._near(name, self._real_names | self._module_names)
-            self._say(line, f"{name!r} is no name of {self._where} or its module{nearest(near)}; or declare it in `locals`")
+            self._say(
+                line, f"{name!r} is no name of {self._where} or its module{nearest(near)}; or declare it in `locals`"
+            )
 
     def _check_attribute(self, node: ast.Attribute, me: str | None) -> None:
         owner = self._class_of(node.value, me)
@@ -213,13 +241,17 @@ class Definition:
             return True
         head, _, tail = given.partition(".")
         variable = head.removesuffix("[]")
-        is_variable = variable in self._declared.locals or (variable in self._real_locals and variable not in ("self", "cls"))
+        is_variable = variable in self._declared.locals or (
+            variable in self._real_locals and variable not in ("self", "cls")
+        )
         return bool(tail) and is_variable and (real.partition(".")[2] == tail or real.endswith(f".{tail}"))
 
     def _no_edge(self, call: Call) -> str:
         through = self._through(call)
         if through:
-            return f"{self._where} does not call {call.text} itself, but {through} does, which it calls: write that def too"
+            return (
+                f"{self._where} does not call {call.text} itself, {through}, which it calls, does: write that def too"
+            )
         last = {real.name: real.text for real in self._calls}
         near = [last[name] for name in self._near(call.name, set(last))]
         return f"{self._where} has no call of {call.text}{nearest(near)}"
@@ -228,7 +260,10 @@ class Definition:
         """A function that the real one calls and that makes the call."""
         for _, reached in self._resolver.callees(self._symbol):
             for symbol in reached:
-                names = {fact.callee.rpartition(".")[2] for fact in self._resolver.store.calls_of(symbol.file, symbol.qualname)}
+                names = {
+                    fact.callee.rpartition(".")[2]
+                    for fact in self._resolver.store.calls_of(symbol.file, symbol.qualname)
+                }
                 if call.name in names:
                     return f"{symbol.qualname} ({symbol.file}:{symbol.line})"
         return None

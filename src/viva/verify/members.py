@@ -24,7 +24,9 @@ def check_field(field: Field, resolver: Resolver, *, cited: list[str]) -> str | 
 def _owner_fields(field: Field, resolver: Resolver, *, cited: list[str]) -> list[FieldFact | Symbol] | str:
     """The fields of that name in the classes, or the file, that the owner can be; or what is wrong."""
     if resolver.store.has_file(field.owner):
-        found: list[FieldFact | Symbol] = [item for item in resolver.store.fields_of(field.owner, "") if item.name == field.name]
+        found: list[FieldFact | Symbol] = [
+            item for item in resolver.store.fields_of(field.owner, "") if item.name == field.name
+        ]
         known = {item.name for item in resolver.store.fields_of(field.owner, "")}
     else:
         classes = [item for item in resolver.find(field.owner) if item.kind == CLASS]
@@ -60,7 +62,7 @@ def _field_problem(field: Field, found: FieldFact | Symbol) -> str | None:
 
 def check_signature(claim: Signature, resolver: Resolver, *, cited: list[str]) -> str | None:
     """What is wrong with a signature; None if a definition of that name has exactly it."""
-    found = [item for item in resolver.find(claim.symbol)]
+    found = resolver.find(claim.symbol)
     found = [item for item in found if item.file in cited] or found
     if not found:
         try:
@@ -75,7 +77,9 @@ def check_signature(claim: Signature, resolver: Resolver, *, cited: list[str]) -
     if wanted in signatures:
         return None
     place = f"{found[0].file}:{found[0].line}"
-    return f"{claim.symbol} ({place}) has the signature {signatures[0] if signatures else '(none)'}, not {claim.signature}"
+    return (
+        f"{claim.symbol} ({place}) has the signature {signatures[0] if signatures else '(none)'}, not {claim.signature}"
+    )
 
 
 def _constructor(symbol: Symbol, resolver: Resolver) -> Symbol | None:

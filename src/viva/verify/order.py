@@ -27,7 +27,7 @@ class Contradiction(msgspec.Struct, frozen=True):
 
 def check_order(matched: Sequence[Matched], source: Sequence[Call]) -> Contradiction | None:
     """Assign to each call of the pseudo-code one of the source so that what follows there follows here. None if that
-    can be done; else the pair at which the best attempt stood still. Calls of different arms do not follow each other."""
+    can be done; else the pair at which the best attempt stood still."""
     chosen: list[int] = []
     tried = [0] * len(matched)
     best, blame = -1, (0, 0)

@@ -7,10 +7,12 @@ from viva.index.resolve import Resolver
 
 
 def present(name: str, resolver: Resolver) -> str | None:
-    """Where the source has an identifier, `Class.member`, file or module that a premise calls absent; None if nowhere."""
+    """Where the source has an identifier, `Class.member`, file, module or flag; None if nowhere."""
     store = resolver.store
     if "/" in name or name.endswith(".py"):
-        found = [path for path in store.paths() if path == name or path.endswith(f"/{name}") or path.startswith(f"{name}/")]
+        found = [
+            path for path in store.paths() if path == name or path.endswith(f"/{name}") or path.startswith(f"{name}/")
+        ]
         return found[0] if found else None
     if name.startswith("--"):
         field = name.removeprefix("--").replace("-", "_")

@@ -22,7 +22,7 @@ BARE_WORD = re.compile(
     rf"|[A-Za-z_][{LETTER}]*(?:\.[A-Za-z_][{LETTER}]+)+(?:\(\))?"
     rf"|[{LETTER}]*[A-Za-z0-9]_[{LETTER}]+(?:\(\))?"
     rf"|_[A-Za-z][{LETTER}]+(?:\(\))?"
-    rf"|[A-Z][{LETTER}]*[a-z0-9][A-Z][{LETTER}]*"
+    rf"|[A-Z](?=[{LETTER}]{{3}})[{LETTER}]*[a-z][A-Z][{LETTER}]*"
     rf"|[A-Za-z][{LETTER}]+\(\)"
     r")"
 )
@@ -105,7 +105,7 @@ def chains_of(code: str) -> list[str]:
             tree = ast.parse(code, mode=mode)
         except (SyntaxError, ValueError, RecursionError):
             continue
-        return list(_chains_in_tree(tree))
+        return [chain for chain in _chains_in_tree(tree) if chain.isascii()]  # Chinese is no identifier here
     bare = re.sub(r"'[^'\n]*'|\"[^\"\n]*\"", " ", code)
     return [chain for chain in IDENTIFIER_CHAIN.findall(bare) if not _is_keyword(chain)]
 

@@ -9,12 +9,12 @@ from viva.bank.schema import Question
 from viva.index.calls import Function
 from viva.index.facts import FieldFact, Symbol
 from viva.index.resolve import Resolver
+from viva.index.trees import Trees
 from viva.verify.abridged import Abridged, Outline, Outliner
 from viva.verify.definition import Declared, Definition, Trouble
 from viva.verify.dispatch import Dispatches
 from viva.verify.report import Tally
 from viva.verify.scope import BUILTINS, Scope
-from viva.verify.trees import Trees
 
 
 def check_pseudocode(question: Question, scope: Scope, trees: Mapping[str, Trees], tally: Tally) -> list[Trouble]:
@@ -26,9 +26,7 @@ def check_pseudocode(question: Question, scope: Scope, trees: Mapping[str, Trees
         line = (error.lineno or 1) if isinstance(error, SyntaxError) else 1
         return [(line, f"no Python syntax: {error}")]
     resolvers = {name: scope.resolvers[source] for name, source in code.foreign.items() if source in scope.resolvers}
-    declared = Declared(
-        frozenset(code.locals), frozenset(code.foreign), scope, Dispatches(code.dynamic, scope)
-    )
+    declared = Declared(frozenset(code.locals), frozenset(code.foreign), scope, Dispatches(code.dynamic, scope))
     files = [file for cited in scope.cited.values() for file in cited]
     outline = Outliner(
         code.text, tree, locals_=declared.locals, foreign=resolvers, subject=scope.subject, files=files
@@ -45,9 +43,7 @@ def check_pseudocode(question: Question, scope: Scope, trees: Mapping[str, Trees
 def _check_def(abridged: Abridged, declared: Declared, trees: Mapping[str, Trees], tally: Tally) -> list[Trouble]:
     """A name with several definitions is checked against the one that fits best."""
     source = next(name for name, resolver in declared.scope.resolvers.items() if resolver is abridged.resolver)
-    tried = [
-        Definition(abridged, symbol, trees[source].function(symbol), declared) for symbol in abridged.symbols
-    ]
+    tried = [Definition(abridged, symbol, trees[source].function(symbol), declared) for symbol in abridged.symbols]
     best = min(tried, key=lambda attempt: len(attempt.troubles))
     tally.names += best.num_names
     tally.edges += best.num_edges

@@ -15,13 +15,14 @@ SAME_SPAN = 0.5  # intersection over union of two spans
 
 
 def check_citation(citation: Citation, resolver: Resolver | None) -> str | None:
-    """What is wrong with a citation; None if it holds. Without a resolver the quote only has to fit its hash and lines."""
+    """What is wrong with a citation; None if it holds. Without a resolver only the quote, its hash and its number of
+    lines are compared."""
     first, last = citation.lines
     place = f"{citation.file}:{first}-{last}"
     if not citation.quote or not citation.sha256:
         return f"{place}: no quote or sha256; run `viva cite`"
     if quote_hash(citation.quote) != citation.sha256:
-        return f"{place}: sha256 is not that of the quote (quote: {quote_hash(citation.quote)[:12]}..., written: {citation.sha256[:12]}...)"
+        return f"{place}: sha256 is {citation.sha256[:12]}..., that of the quote {quote_hash(citation.quote)[:12]}..."
     if last - first + 1 > MAX_LINES:
         return f"{place}: {last - first + 1} lines; cite what is meant, at most {MAX_LINES}"
     if resolver is None:
@@ -46,12 +47,13 @@ def _against_source(citation: Citation, resolver: Resolver, place: str) -> str |
         return None
     found = find_lines(citation.quote.split("\n"), lines)
     if found is not None:
-        return f"{place}: the quote stands at lines {found}-{found + citation.lines[1] - citation.lines[0]} of {store.name}"
+        last = found + citation.lines[1] - citation.lines[0]
+        return f"{place}: the quote stands at lines {found}-{last} of {store.name}"
     wanted, real = citation.quote.split("\n"), there.split("\n")
     number = next((index for index, (a, b) in enumerate(zip(wanted, real)) if a != b), min(len(wanted), len(real)))
-    says = real[number].strip() if number < len(real) else "(the citation ends)"
-    quoted_line = wanted[number].strip() if number < len(wanted) else "(the quote ends)"
-    return f"{place}: line {citation.lines[0] + number} of {store.name} says {says[:100]!r}, the quote {quoted_line[:100]!r}"
+    says = real[number].strip()[:100] if number < len(real) else "(the citation ends)"
+    given = wanted[number].strip()[:100] if number < len(wanted) else "(the quote ends)"
+    return f"{place}: line {citation.lines[0] + number} of {store.name} says {says!r}, the quote {given!r}"
 
 
 def find_lines(wanted: Sequence[str], lines: Sequence[str]) -> int | None:

@@ -89,8 +89,8 @@ def tally_line(tally: Tally) -> str:
     ]  # fmt: skip
     rest = "".join(f"; {count} {what}" for count, what in aside if count)
     return (
-        f"verified {verified}{rest}; sentences: {tally.cited} cited, {tally.uncited} on code without a marker of their own, "
-        f"{tally.opinion} opinion"
+        f"verified {verified}{rest}; sentences: {tally.cited} cited, "
+        f"{tally.uncited} on code without a marker of their own, {tally.opinion} opinion"
     )
 
 

@@ -9,15 +9,17 @@ from collections.abc import Iterable, Mapping
 
 from viva.bank.schema import Question
 from viva.index.facts import CLASS, Symbol
-from viva.index.resolve import Resolver
+from viva.index.resolve import Member, Resolver
 
 BUILTINS = frozenset(dir(builtins)) | frozenset(keyword.kwlist) | {"self", "cls", "match", "case"}
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # Names of systems and tools that no question needs to declare.
 COMMON_TERMS = frozenset(
-    "PyTorch TensorRT FlashInfer FlashAttention DeepSeek OpenAI GitHub NVLink ZeroMQ RadixAttention PagedAttention "
-    "CamelCase LoRA MoE AllReduce AllGather ReduceScatter RoPE QuickReduce NumPy FastAPI".split()
+    {
+        *("PyTorch", "TensorRT", "FlashInfer", "FlashAttention", "DeepSeek", "OpenAI", "NVLink", "NumPy", "FastAPI"),
+        *("RadixAttention", "PagedAttention", "AllReduce", "AllGather", "ReduceScatter"),
+    }
 )
 
 
@@ -25,7 +27,9 @@ class Scope:
     """The names around one question. `resolvers` has the sources that are checked; of the others only the quotes are
     known."""
 
-    def __init__(self, question: Question, resolvers: Mapping[str, Resolver], *, subject: str, terms: Iterable[str]) -> None:
+    def __init__(
+        self, question: Question, resolvers: Mapping[str, Resolver], *, subject: str, terms: Iterable[str]
+    ) -> None:
         self.question = question
         self.resolvers = resolvers
         self.subject = resolvers[subject]
@@ -66,13 +70,15 @@ class Scope:
             if verdict != "unknown":
                 return verdict
         unknown = [part for part in parts if part not in self.names and part not in self.quoted_names]
-        unknown = [part for part in unknown if part not in self.declared_words and part not in self.proposed | self.absent]
+        unknown = [
+            part for part in unknown if part not in self.declared_words and part not in self.proposed | self.absent
+        ]
         if not unknown or (len(parts) > 1 and self.resolves_anywhere(".".join(parts))):
             return None
         return self._unknown(unknown[0])
 
     def _member_trouble(self, chain: str) -> str | None:
-        """For `Class.member`: None if some such class has it, a message if all are known and have not; else `unknown`."""
+        """For `Class.member`: None if a class of that name has it, a message if none has; `unknown` if that is open."""
         owner, _, member = chain.rpartition(".")
         seen: list[tuple[Resolver, Symbol]] = []
         for source, resolver in self.resolvers.items():
@@ -96,24 +102,27 @@ class Scope:
         )
 
     def _unknown(self, name: str) -> str:
+        for resolver in self.resolvers.values():
+            homes: list[Member] = [*resolver.store.symbols_named(name), *resolver.store.fields_named(name)]
+            for home in homes[:1]:
+                place = f"{home.file}:{home.line}"
+                return f"{name!r} is in no file this question cites; {place} defines it: cite it"
         near = self.subject.nearest(name, among=self.names)
-        homes = [symbol for resolver in self.resolvers.values() for symbol in resolver.store.symbols_named(name)]
-        homes_of_fields = [field for resolver in self.resolvers.values() for field in resolver.store.fields_named(name)]
-        home = next(iter([*homes, *homes_of_fields]), None)
-        if home is not None:
-            return f"{name!r} is not in the files this question cites; it is defined in {home.file}:{home.line}: cite it"
         return f"{name!r} is nowhere in the pinned sources as far as this question cites them{_nearest(near)}"
 
     def has_flag(self, flag: str) -> bool:
         """Whether a command-line flag is a string of a source, or the name of a field that a parser is made from."""
         field = flag.removeprefix("--").replace("-", "_")
-        return any(
-            flag in resolver.store.all_strings() or resolver.store.fields_named(field)
-            for resolver in self.resolvers.values()
-        ) or set(WORD.findall(flag)) <= self.quoted_names
+        return (
+            any(
+                flag in resolver.store.all_strings() or resolver.store.fields_named(field)
+                for resolver in self.resolvers.values()
+            )
+            or set(WORD.findall(flag)) <= self.quoted_names
+        )
 
     def has_path(self, path: str) -> bool:
-        """Whether a source has this file, given from its root or by its last parts; or a citation of an unfetched one."""
+        """Whether a source has this file, named from its root or by its last parts, or a citation is of it."""
         cited = [file for files in self.cited.values() for file in files]
         known = [*cited, *(file for resolver in self.resolvers.values() for file in resolver.store.paths())]
         return path in self.absent or any(file == path or file.endswith(f"/{path}") for file in known)

@@ -8,8 +8,9 @@ from pathlib import Path
 from viva.bank.load import Bank
 from viva.bank.schema import Question
 from viva.errors import SourceError
-from viva.index.build import open_source
+from viva.index.build import Build, build_index, open_source
 from viva.index.resolve import Resolver
+from viva.index.trees import Trees
 from viva.verify.claims import check_prose, check_sections
 from viva.verify.members import check_field, check_signature
 from viva.verify.premise import present
@@ -18,15 +19,15 @@ from viva.verify.quotes import check_citation, doubled_spans, external_sources
 from viva.verify.report import BankReport, Fault, QuestionReport, Tally
 from viva.verify.scope import Scope
 from viva.verify.shape import check_bank, check_citing, check_comparison
-from viva.verify.trees import Trees
 
 
-def open_sources(bank: Bank, *, cache: Path) -> dict[str, Resolver]:
+def open_sources(bank: Bank, *, cache: Path, build: Build = build_index) -> dict[str, Resolver]:
     """The index of each source that is fetched, by its id."""
-    sources = [source for source in bank.file.sources if not source.repository]
+    fetched = [source for source in bank.file.sources if not source.repository]
     return {
-        source.id: Resolver(open_source(source, bank_folder=bank.folder, cache=cache)) for source in sources
-    }  # fmt: skip
+        source.id: Resolver(open_source(source, bank_folder=bank.folder, cache=cache, build=build))
+        for source in fetched
+    }
 
 
 class Verifier:
@@ -84,13 +85,16 @@ class Verifier:
         for field in question.answer.fields:
             source = field.source or subject
             resolver = self._resolvers.get(source)
-            trouble = check_field(field, resolver, cited=scope.cited.get(source, [])) if resolver else _unknown(source)
+            cited = scope.cited.get(source, [])
+            trouble = check_field(field, resolver, cited=cited) if resolver else _unknown(source)
             self._note(trouble, f"fields[{field.owner}.{field.name}]", report)
             report.tally.fields += trouble is None
         for claim in question.answer.signatures:
             source = claim.source or subject
             resolver = self._resolvers.get(source)
-            trouble = check_signature(claim, resolver, cited=scope.cited.get(source, [])) if resolver else _unknown(source)
+            trouble = (
+                check_signature(claim, resolver, cited=scope.cited.get(source, [])) if resolver else _unknown(source)
+            )
             self._note(trouble, f"signatures[{claim.symbol}]", report)
             report.tally.signatures += trouble is None
 
