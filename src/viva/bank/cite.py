@@ -41,7 +41,10 @@ def fill_citations(path: Path, lines_of: LinesOf, *, move: bool = False) -> int:
     how many were filled. One that has a quote keeps it, unless `move` says that its lines were changed on purpose."""
     text = path.read_text(encoding="utf-8")
     question = parse_yaml(text, Question, name=str(path))
-    filled = [_filled(citation, lines_of, move=move) for citation in question.citations]
+    try:
+        filled = [_filled(citation, lines_of, move=move) for citation in question.citations]
+    except LookupFailed as error:
+        raise LookupFailed(f"{path}: {error.message}", field=error.field) from error
     changed = sum(old != new for old, new in zip(question.citations, filled))
     if changed:
         path.write_text(_with_citations(text, filled, name=str(path)), encoding="utf-8")

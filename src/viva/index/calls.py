@@ -22,12 +22,15 @@ SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 class Call(msgspec.Struct, frozen=True):
     """One call expression: `text` is what is called, as `self.cache.match`, `make()`, `table[].get`.
 
-    `deferred`: it stands in a lambda, so that its time is unknown; nested defs are functions of their own."""
+    `deferred`: it stands in a lambda, so that its time is unknown; nested defs are functions of their own. `whole` is
+    the call with its arguments and `target` what its statement assigns to; both only where details are asked for."""
 
     text: str
     line: int
     arms: Arms = ()
     deferred: bool = False
+    whole: str = ""
+    target: str = ""
 
     @property
     def name(self) -> str:
@@ -57,18 +60,19 @@ def dotted(node: ast.expr) -> str:
             return "?"
 
 
-def calls_in(body: Iterable[ast.stmt]) -> list[Call]:
+def calls_in(body: Iterable[ast.stmt], *, detailed: bool = False) -> list[Call]:
     """The calls of a body, without those of nested functions and classes."""
-    walk = _Walk()
+    walk = _Walk(detailed=detailed)
     walk.block(list(body), ())
     return walk.calls
 
 
 def calls_of(function: Function) -> list[Call]:
-    """The calls of a function; those of the functions nested in it come too, deferred."""
-    calls = calls_in(function.body)
+    """The calls of a function, with details; those of the functions nested in it come too, deferred."""
+    calls = calls_in(function.body, detailed=True)
     for node in nested_functions(function):
-        calls += [msgspec.structs.replace(call, deferred=True, arms=()) for call in calls_in(node.body)]
+        below = calls_in(node.body, detailed=True)
+        calls += [msgspec.structs.replace(call, deferred=True, arms=()) for call in below]
     return calls
 
 
@@ -81,8 +85,10 @@ def nested_functions(node: ast.AST) -> list[Function]:
 class _Walk:
     """One pass over a body. Branches are numbered as they are met."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, detailed: bool) -> None:
         self.calls: list[Call] = []
+        self._detailed = detailed
+        self._target = ""
         self._num_branches = 0
         self._deferred = 0
         self._visitors: dict[type[ast.AST], Callable[[ast.AST, Arms], None]] = {
@@ -139,7 +145,8 @@ class _Walk:
         self.visit(node.func, arms)
         for argument in [*node.args, *node.keywords]:
             self.visit(argument, arms)
-        self.calls.append(Call(dotted(node.func), node.lineno, arms, self._deferred > 0))
+        whole = ast.unparse(node) if self._detailed else ""
+        self.calls.append(Call(dotted(node.func), node.lineno, arms, self._deferred > 0, whole, self._target))
 
     def _branch(self, node: ast.AST, arms: Arms) -> None:
         assert isinstance(node, ast.If | ast.IfExp)
@@ -181,9 +188,12 @@ class _Walk:
 
     def _assign(self, node: ast.AST, arms: Arms) -> None:
         assert isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr)
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if node.value is not None:
+            outer, self._target = self._target, ast.unparse(targets[0]) if self._detailed else ""
             self.visit(node.value, arms)
-        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            self._target = outer
+        for target in targets:
             self.visit(target, arms)
 
     def _lambda(self, node: ast.AST, arms: Arms) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from viva.bank.schema import Question
-from viva.verify.prose import code_words, markers, paragraphs, sentences
+from viva.verify.prose import Words, code_words, markers, paragraphs, sentences
 from viva.verify.report import Tally
 from viva.verify.scope import Scope
 
@@ -24,6 +24,11 @@ class Passage(msgspec.Struct, frozen=True):
     section: str
     text: str
     needs_marker: bool
+
+    @property
+    def asserts(self) -> bool:
+        """Whether its sentences are the answer's; the question, the premise and the rubric only refer to it."""
+        return not self.section.startswith(("title", "premise", "rubric"))
 
 
 def passages(question: Question) -> Iterator[Passage]:
@@ -54,10 +59,11 @@ def check_prose(question: Question, scope: Scope, say: Say, tally: Tally) -> Non
         for marker in markers(passage.text):
             if marker not in ids:
                 say(passage.section, f"[{marker}] is no citation of this question")
-        names_code = _check_names(passage, scope, say, tally)
+        skipped = passage.section in {f"comparison[{source}]" for source in scope.skipped}
+        names_code = not skipped and _check_names(passage, scope, say, tally)
         if passage.needs_marker and names_code and not markers(passage.text):
             say(passage.section, "names code and has no marker: cite the lines that show it")
-        for sentence in sentences(passage.text):
+        for sentence in sentences(passage.text) if passage.asserts else ():
             _count(sentence, tally)
     _check_used(question, say)
 
@@ -75,31 +81,28 @@ def _check_names(passage: Passage, scope: Scope, say: Say, tally: Tally) -> bool
     """Check each name of a passage; whether one of them is of a source."""
     words = code_words(passage.text)
     proposing = passage.section.startswith("evolution")
-    of_source = False
+    for message in name_troubles(words, scope, proposing=proposing):
+        say(passage.section, message)
+    declared = [name for name in words.every if scope.is_declared(name, proposing=proposing)]
+    tally.declared += len(declared)
+    tally.names += len(words.every) - len(declared)
+    return len(words.every) > len(declared)
+
+
+def name_troubles(words: Words, scope: Scope, *, proposing: bool = False) -> Iterator[str]:
+    """What does not resolve. `proposing`: the section may name what it proposes."""
     for flag in words.flags:
-        if scope.has_flag(flag):
-            tally.names += 1
-        elif flag not in scope.declared and not (proposing and flag in scope.proposed):
-            say(passage.section, f"no source has the flag {flag}")
+        if not scope.has_flag(flag) and not scope.is_declared(flag, proposing=proposing):
+            yield f"no source has the flag {flag}"
     for path in words.paths:
-        if scope.has_path(path):
-            tally.names += 1
-            of_source = True
-        elif path not in scope.declared and not (proposing and path in scope.proposed):
-            say(passage.section, f"no source has the file {path}")
+        if not scope.has_path(path) and not scope.is_declared(path, proposing=proposing):
+            yield f"no source has the file {path}"
     for chain in words.chains:
         if scope.is_declared(chain, proposing=proposing):
-            tally.declared += 1
             continue
         trouble = scope.trouble_with(chain)
-        if trouble and ENVIRONMENT.fullmatch(chain) and scope.has_string(chain):
-            trouble = None
-        if trouble:
-            say(passage.section, f"{chain}: {trouble}")
-        else:
-            tally.names += 1
-            of_source = True
-    return of_source
+        if trouble and not (ENVIRONMENT.fullmatch(chain) and scope.has_string(chain)):
+            yield f"{chain}: {trouble}"
 
 
 def _check_used(question: Question, say: Say) -> None:

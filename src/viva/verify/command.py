@@ -28,12 +28,19 @@ exit codes: 0 everything holds, 1 something does not, 2 the bank or a source can
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bank", type=Path, help="a bank's folder")
     parser.add_argument("--only", metavar="ID", action="append", help="check this question alone; may be repeated")
+    parser.add_argument(
+        "--skip", metavar="SOURCE", action="append", default=[], help="do not fetch this source of comparisons"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON too; - for standard output")
 
 
 def run(arguments: argparse.Namespace) -> int:
     bank = load_bank(arguments.bank)
-    verifier = Verifier(bank, open_sources(bank, cache=cache_folder(), build=build_with_bar))
+    unknown = sorted(set(arguments.skip) - {source.id for source in bank.file.sources if source.role == "comparison"})
+    if unknown:
+        raise BankError(f"{arguments.bank} compares with no source {', '.join(unknown)}", field="--skip")
+    sources = open_sources(bank, cache=cache_folder(), build=build_with_bar, skip=arguments.skip)
+    verifier = Verifier(bank, sources)
     report = verifier.bank()
     if arguments.only:
         unknown = sorted(set(arguments.only) - {question.id for question in bank.questions})

@@ -5,58 +5,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-import msgspec
-
-from viva.index.calls import Call, Function, calls_in, calls_of
+from viva.index.calls import Function
 from viva.index.facts import CLASS, Symbol
 from viva.index.resolve import Resolver
 from viva.index.trees import identifiers, local_names
 from viva.verify.abridged import Abridged, nearest
-from viva.verify.dispatch import Dispatches
-from viva.verify.order import Matched, check_order
-from viva.verify.scope import BUILTINS, Scope
-
-CONTAINER_METHODS = frozenset(
-    [
-        "append",
-        "extend",
-        "insert",
-        "pop",
-        "popleft",
-        "appendleft",
-        "remove",
-        "clear",
-        "get",
-        "items",
-        "keys",
-        "values",
-        "setdefault",
-        "add",
-        "discard",
-        "update",
-        "sort",
-        "join",
-        "split",
-        "strip",
-        "format",
-        "startswith",
-        "endswith",
-        "copy",
-        "index",
-        "count",
-    ]
-)
-
-Trouble = tuple[int, str]  # line of the pseudo-code, message
-
-
-class Declared(msgspec.Struct, frozen=True):
-    """What the question declares for its pseudo-code. `classes` are those that the pseudo-code itself writes."""
-
-    locals: frozenset[str]
-    foreign: frozenset[str]
-    scope: Scope
-    dispatches: Dispatches
+from viva.verify.edges import Declared, Edges, Trouble
+from viva.verify.scope import BUILTINS
 
 
 class Definition:
@@ -65,15 +20,16 @@ class Definition:
     def __init__(self, abridged: Abridged, symbol: Symbol, real: Function, declared: Declared) -> None:
         self._name, self._node, self._resolver = abridged.name, abridged.node, abridged.resolver
         self._owner, self._symbol, self._real, self._declared = abridged.owner, symbol, real, declared
-        self._calls = calls_of(real)
         self._real_names = identifiers(real)
         self._real_locals = local_names(real)
         self._module_names = module_names(abridged.resolver, symbol.file)
         self.troubles: list[Trouble] = []
-        self.num_names = self.num_edges = self.num_ordered = self.num_declared = self.num_dynamic = 0
+        self.num_names = self.num_declared = 0
         self._check_parameters()
         self._check_names()
-        self._check_calls()
+        self.edges = Edges(self._where, abridged, symbol, real, declared)
+        self.edges.check()
+        self.troubles += self.edges.troubles
 
     def _say(self, line: int, message: str) -> None:
         self.troubles.append((line, message))
@@ -179,95 +135,6 @@ class Definition:
             near = nearest(self._near(name, self._real_names))
             self._say(line, f"{name!r} is no keyword in {self._where} or in a cited file{near}")
 
-    # --- calls ---
-
-    def _check_calls(self) -> None:
-        matched: list[Matched] = []
-        for call in calls_in(self._node.body):
-            found = self._match(call)
-            if found is not None:
-                matched.append(found)
-        for nested in _nested(self._node):
-            for call in calls_in(nested.body):
-                self._match(msgspec.structs.replace(call, deferred=True))
-        ordered = [item for item in matched if not item.call.deferred]
-        wrong = check_order(ordered, self._calls)
-        self.num_ordered += max(0, len(ordered) - 1) if wrong is None else 0
-        if wrong is not None:
-            self._say(wrong.later.call.line, self._contradiction(wrong.earlier, wrong.later))
-
-    def _contradiction(self, earlier: Matched, later: Matched) -> str:
-        first = ", ".join(str(self._calls[index].line) for index in earlier.candidates[:4])
-        second = ", ".join(str(self._calls[index].line) for index in later.candidates[:4])
-        if earlier.candidates == later.candidates:
-            return f"{later.call.text} is called here again; {self._where} calls it only on line {second}"
-        return (
-            f"{later.call.text} after {earlier.call.text}: {self._where} never calls them in this order in one pass "
-            f"({earlier.call.text} on line {first}, {later.call.text} on line {second})"
-        )
-
-    def _match(self, call: Call) -> Matched | None:
-        """The real calls that a call can stand for; None if it needs none or has none, which is then a trouble."""
-        number = self._declared.dispatches.match(self._name, call)
-        if number is not None:
-            problem = self._declared.dispatches.trouble(number, self._real, self._symbol)
-            if problem:
-                self._say(call.line, problem)
-            self.num_dynamic += 1
-            return None
-        candidates = tuple(index for index, real in enumerate(self._calls) if self._same(call.text, real.text))
-        if candidates:
-            self.num_edges += 1
-            return Matched(call, candidates)
-        if self._is_free(call):
-            return None
-        self._say(call.line, self._no_edge(call))
-        return None
-
-    def _is_free(self, call: Call) -> bool:
-        """Builtins, invented names, other systems' names, and container methods of invented names."""
-        head, _, rest = call.text.partition(".")
-        head = head.removesuffix("[]").removesuffix("()")
-        if not rest and head in BUILTINS and head not in self._real_locals:
-            return True
-        if head in self._declared.foreign or (not rest and head in self._declared.locals):
-            self.num_declared += 1
-            return True
-        return head in self._declared.locals and call.name in CONTAINER_METHODS and rest == call.name
-
-    def _same(self, given: str, real: str) -> bool:
-        """The same text, its last part, or another variable's same method."""
-        if given == real or real.endswith(f".{given}"):
-            return True
-        head, _, tail = given.partition(".")
-        variable = head.removesuffix("[]")
-        is_variable = variable in self._declared.locals or (
-            variable in self._real_locals and variable not in ("self", "cls")
-        )
-        return bool(tail) and is_variable and (real.partition(".")[2] == tail or real.endswith(f".{tail}"))
-
-    def _no_edge(self, call: Call) -> str:
-        through = self._through(call)
-        if through:
-            return (
-                f"{self._where} does not call {call.text} itself, {through}, which it calls, does: write that def too"
-            )
-        last = {real.name: real.text for real in self._calls}
-        near = [last[name] for name in self._near(call.name, set(last))]
-        return f"{self._where} has no call of {call.text}{nearest(near)}"
-
-    def _through(self, call: Call) -> str | None:
-        """A function that the real one calls and that makes the call."""
-        for _, reached in self._resolver.callees(self._symbol):
-            for symbol in reached:
-                names = {
-                    fact.callee.rpartition(".")[2]
-                    for fact in self._resolver.store.calls_of(symbol.file, symbol.qualname)
-                }
-                if call.name in names:
-                    return f"{symbol.qualname} ({symbol.file}:{symbol.line})"
-        return None
-
 
 def parameters(node: Function) -> dict[str, tuple[str, str]]:
     """Each parameter with the texts of its annotation and default; both may be empty."""
@@ -296,8 +163,3 @@ def _own_nodes(node: Function) -> Iterator[ast.AST]:
     """Everything in a def but its own name and parameters."""
     for statement in node.body:
         yield from ast.walk(statement)
-
-
-def _nested(node: Function) -> list[Function]:
-    found = [below for below in ast.walk(node) if isinstance(below, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return [below for below in found if below is not node]

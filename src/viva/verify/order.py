@@ -57,22 +57,23 @@ def _next(
     against = max(depth - 1, 0)
     for number in range(start, len(matched[depth].candidates)):
         index = matched[depth].candidates[number]
-        conflict = next(
-            (
-                earlier
-                for earlier in range(depth)
-                if not exclusive(matched[earlier].call.arms, matched[depth].call.arms)
-                and not _follows(source[chosen[earlier]], chosen[earlier], source[index], index)
-            ),
-            None,
-        )
+        pairs = ((earlier, matched[earlier].call, matched[depth].call) for earlier in range(depth))
+        wrong = (earlier for earlier, a, b in pairs if not _agrees(a, b, chosen[earlier], index, source))
+        conflict = next(wrong, None)
         if conflict is None:
             return number, against
         against = conflict
     return None, against
 
 
-def _follows(first: Call, first_index: int, second: Call, second_index: int) -> bool:
-    if first.deferred or second.deferred:
+def _agrees(first: Call, second: Call, first_index: int, second_index: int, source: Sequence[Call]) -> bool:
+    """Whether two calls, the first written above the second, stand for these two of the source. If both happen in one
+    pass here, they must there, in this order. If only one of them happens here, the source may do both in this order,
+    or one; the same call in both arms may be one call outside of them there."""
+    there, then = source[first_index], source[second_index]
+    if there.deferred or then.deferred:
         return True
-    return first_index < second_index and not exclusive(first.arms, second.arms)
+    apart = exclusive(there.arms, then.arms)
+    if exclusive(first.arms, second.arms):
+        return apart or first_index <= second_index
+    return not apart and first_index < second_index

@@ -38,8 +38,12 @@ class Words(msgspec.Struct):
     flags: list[str]
     paths: list[str]
 
+    @property
+    def every(self) -> list[str]:
+        return [*self.chains, *self.flags, *self.paths]
+
     def __bool__(self) -> bool:
-        return bool(self.chains or self.flags or self.paths)
+        return bool(self.every)
 
 
 def markers(text: str) -> list[str]:

@@ -10,9 +10,12 @@ from viva.index.calls import Function
 from viva.index.facts import FieldFact, Symbol
 from viva.index.resolve import Resolver
 from viva.index.trees import Trees
-from viva.verify.abridged import Abridged, Outline, Outliner
-from viva.verify.definition import Declared, Definition, Trouble
+from viva.verify.abridged import FILE_COMMENT, Abridged, Outline, Outliner, comments
+from viva.verify.claims import name_troubles
+from viva.verify.definition import Definition
 from viva.verify.dispatch import Dispatches
+from viva.verify.edges import Declared, Trouble
+from viva.verify.prose import code_words
 from viva.verify.report import Tally
 from viva.verify.scope import BUILTINS, Scope
 
@@ -37,6 +40,7 @@ def check_pseudocode(question: Question, scope: Scope, trees: Mapping[str, Trees
     troubles += [(1, message) for message in declared.dispatches.unused()]
     troubles += _Around(scope, declared.locals, tally).check(outline, tree)
     troubles += _check_foreign(question, scope)
+    troubles += _check_comments(code.text, scope)
     return sorted(troubles)
 
 
@@ -46,11 +50,22 @@ def _check_def(abridged: Abridged, declared: Declared, trees: Mapping[str, Trees
     tried = [Definition(abridged, symbol, trees[source].function(symbol), declared) for symbol in abridged.symbols]
     best = min(tried, key=lambda attempt: len(attempt.troubles))
     tally.names += best.num_names
-    tally.edges += best.num_edges
-    tally.ordered += best.num_ordered
-    tally.declared += best.num_declared
-    tally.dynamic += best.num_dynamic
+    tally.declared += best.num_declared + best.edges.num_declared
+    tally.edges += best.edges.num_edges
+    tally.ordered += best.edges.num_ordered
+    tally.dynamic += best.edges.num_dynamic
     return best.troubles
+
+
+def _check_comments(text: str, scope: Scope) -> list[Trouble]:
+    """Names in comments resolve like those in prose."""
+    troubles: list[Trouble] = []
+    for line, comment in comments(text):
+        if FILE_COMMENT.search(comment):
+            continue
+        for message in name_troubles(code_words(comment), scope):
+            troubles.append((line, f"comment: {message}"))
+    return troubles
 
 
 def _check_foreign(question: Question, scope: Scope) -> list[Trouble]:

@@ -89,9 +89,9 @@ def overlap(first: tuple[int, int], second: tuple[int, int]) -> float:
 
 
 def external_sources(bank: Bank) -> Mapping[str, str]:
-    """The sources that are not fetched, with what they are."""
-    return {
-        source.id: f"{source.repository}@{(source.commit or '')[:12]} (not fetched: quotes and hashes agree, no more)"
+    """What to call each source if it was not fetched."""
+    names = {
+        source.id: f"{source.repository}@{(source.commit or '')[:12]}" if source.repository else f"{source.package}"
         for source in bank.file.sources
-        if source.repository
     }
+    return {source: f"{name} (not fetched: quotes and hashes agree, no more)" for source, name in names.items()}

@@ -24,12 +24,19 @@ COMMON_TERMS = frozenset(
 
 
 class Scope:
-    """The names around one question. `resolvers` has the sources that are checked; of the others only the quotes are
-    known."""
+    """The names around one question. `resolvers` has the sources that are fetched; of the others only the quotes are
+    known. `skipped` are those that could be fetched: the names in comparisons with them are left alone."""
 
     def __init__(
-        self, question: Question, resolvers: Mapping[str, Resolver], *, subject: str, terms: Iterable[str]
+        self,
+        question: Question,
+        resolvers: Mapping[str, Resolver],
+        *,
+        subject: str,
+        terms: Iterable[str] = (),
+        skipped: Iterable[str] = (),
     ) -> None:
+        self.skipped = frozenset(skipped)
         self.question = question
         self.resolvers = resolvers
         self.subject = resolvers[subject]

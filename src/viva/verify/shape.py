@@ -50,9 +50,10 @@ def check_comparison(question: Question, bank: Bank, say: Say) -> None:
         systems.append(source)
         if item.system not in {homes.get(marker) for marker in markers(item.text)}:
             say(section, f"no citation into the source of {item.system}")
-    if not any(source.package in VLLM for source in systems):
+    if not any(_name(source) in VLLM for source in systems):
         say("comparison", "vLLM is missing")
-    seconds = [source for source in systems if source.package not in VLLM and (bank.subject.tree or _is_second(source))]
+    others = [source for source in systems if _name(source) not in VLLM]
+    seconds = [source for source in others if bank.subject.tree or _name(source) in SECOND_SYSTEMS]
     if not seconds:
         say("comparison", "besides vLLM, one of TensorRT-LLM and TGI is asked for")
 
@@ -62,9 +63,9 @@ def check_citing(question: Question, bank: Bank, say: Say) -> None:
         say("citations", f"no citation into the subject, {bank.subject.id}")
 
 
-def _is_second(source: Source) -> bool:
-    name = (source.repository or source.package or "").rpartition("/")[2].lower().replace("_", "-")
-    return name in SECOND_SYSTEMS
+def _name(source: Source) -> str:
+    """The name of a source's package or repository, as PyPI writes names."""
+    return (source.repository or source.package or "").rpartition("/")[2].lower().replace("_", "-")
 
 
 def _num_subject_files(question: Question, subject: Source) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from viva.bank.load import Bank
@@ -21,9 +21,11 @@ from viva.verify.scope import Scope
 from viva.verify.shape import check_bank, check_citing, check_comparison
 
 
-def open_sources(bank: Bank, *, cache: Path, build: Build = build_index) -> dict[str, Resolver]:
-    """The index of each source that is fetched, by its id."""
-    fetched = [source for source in bank.file.sources if not source.repository]
+def open_sources(
+    bank: Bank, *, cache: Path, build: Build = build_index, skip: Collection[str] = ()
+) -> dict[str, Resolver]:
+    """The index of each source that is fetched, by its id; those of `skip` are not."""
+    fetched = [source for source in bank.file.sources if not source.repository and source.id not in skip]
     return {
         source.id: Resolver(open_source(source, bank_folder=bank.folder, cache=cache, build=build))
         for source in fetched
@@ -37,6 +39,8 @@ class Verifier:
         self._bank, self._resolvers = bank, resolvers
         if bank.subject.id not in resolvers:
             raise SourceError(f"the subject {bank.subject.id!r} is not indexed", field=bank.subject.id)
+        fetched = [source.id for source in bank.file.sources if not source.repository]
+        self._skipped = [source for source in fetched if source not in resolvers]
         self._trees = {source: Trees(resolver) for source, resolver in resolvers.items()}
 
     def bank(self) -> BankReport:
@@ -48,7 +52,8 @@ class Verifier:
             report = next(report for report in reports if report.id == question_id)
             report.faults.append(Fault(question_id, f"citations[{citation}]", message, report.file))
         sources = {source: resolver.store.name for source, resolver in self._resolvers.items()}
-        return BankReport(str(self._bank.folder), {**sources, **external_sources(self._bank)}, reports, faults)
+        external = {name: text for name, text in external_sources(self._bank).items() if name not in sources}
+        return BankReport(str(self._bank.folder), {**sources, **external}, reports, faults)
 
     def question(self, question: Question) -> QuestionReport:
         """One question by itself: everything but what concerns several questions."""
@@ -60,7 +65,7 @@ class Verifier:
             report.faults.append(Fault(question.id, section, message, file))
 
         subject = self._bank.subject.id
-        scope = Scope(question, self._resolvers, subject=subject, terms=self._bank.file.terms)
+        scope = Scope(question, self._resolvers, subject=subject, terms=self._bank.file.terms, skipped=self._skipped)
         check_sections(question, say)
         check_citing(question, self._bank, say)
         check_comparison(question, self._bank, say)
