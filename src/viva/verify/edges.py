@@ -112,7 +112,7 @@ class Edges:
         through = self._through(call)
         if through:
             return (
-                f"{self._where} does not call {call.text} itself, {through}, which it calls, does: write that def too"
+                f"{self._where} does not call {call.text}; {through}, which it calls, does: write that def too"
             )
         last = {item.name: item.text for item in real}
         near = [last[name] for name in self._resolver.nearest(call.name, among=set(last))]

@@ -11,8 +11,8 @@ import msgspec
 MARKER = re.compile(r"\[(c[0-9]+(?:\s*[,，、]\s*c[0-9]+)*)\]")
 SPAN = re.compile(r"`([^`]+)`")
 FENCE = re.compile(r"```.*?```", re.DOTALL)
-SENTENCE_END = re.compile(r"(?<=[。！？；])|(?<=[.!?;])\s+|\n+")
-ONLY_MARKERS = re.compile(r"[\s\[\]c0-9,，、。.;；)）]*")
+SENTENCE_END = re.compile(r"(?<=[。！？])|(?<=[.!?])\s+|\n+")
+LEADING_MARKERS = re.compile(rf"(?:[ \t]*{MARKER.pattern})+")
 
 # Words that are code though nobody put them between backticks.
 LETTER = "A-Za-z0-9_"
@@ -66,9 +66,11 @@ def sentences(text: str) -> list[str]:
     plain = SPAN.sub(hold, FENCE.sub("", text))
     found: list[str] = []
     for part in SENTENCE_END.split(plain):
-        if part.strip() and found and ONLY_MARKERS.fullmatch(part):
-            found[-1] += part
-        elif part.strip():
+        leading = LEADING_MARKERS.match(part)
+        if leading and found:  # markers after a full stop belong to what it ends
+            found[-1] += leading[0]
+            part = part[leading.end() :]
+        if part.strip(" \t。.，,"):
             found.append(part)
     return [re.sub("\x00([0-9]+)\x00", lambda match: held[int(match[1])], part).strip() for part in found]
 
