@@ -47,17 +47,19 @@ def test_a_call_of_a_callee_says_which_def_is_missing() -> None:
 
 def test_an_order_that_the_source_contradicts() -> None:
     """Red when statements can be exchanged unnoticed; the message has the lines of both calls."""
-    said = code_messages("# x\nclass Gardener:\n    def run(self, rounds=1):\n        self.next_batch()\n        self.receive()\n")
+    said = code_messages(
+        "# x\nclass Gardener:\n    def run(self, rounds=1):\n        self.next_batch()\n        self.receive()\n"
+    )
     assert "self.receive after self.next_batch" in said
     assert "self.next_batch on line 35, self.receive on line 31" in said
 
 
 def test_calls_of_different_arms_do_not_follow_each_other() -> None:
     """Red when the arms of a branch are read as one sequence: the source waters or tidies, never both."""
-    said = code_messages("# x\nclass Gardener:\n    def run(self):\n        batch = self.next_batch()\n        self.water(batch)\n        self.tidy()\n")
-    assert "self.tidy after self.water" in said
+    begin = "# x\nclass Gardener:\n    def run(self):\n        batch = self.next_batch()\n"
+    assert "self.tidy after self.water" in code_messages(begin + "        self.water(batch)\n        self.tidy()\n")
     arms = "        if batch:\n            self.water(batch)\n        else:\n            self.tidy()\n"
-    assert code_messages(f"# x\nclass Gardener:\n    def run(self):\n        batch = self.next_batch()\n{arms}") == ""
+    assert code_messages(begin + arms) == ""
 
 
 def test_a_method_of_a_base_class_belongs_to_the_subclass() -> None:
@@ -83,7 +85,7 @@ def test_a_name_that_is_assigned_is_not_thereby_declared() -> None:
         ("# x\nclass Gardener:\n    def run(self, rounds=2):\n        pass\n", "rounds has the default 1"),
         ("# x\nclass Gardener:\n    def run(self, laps):\n        pass\n", "has no parameter 'laps'"),
         ("# x\nMAX_PLANTS = 65\ndef make_policy(name):\n    pass\n", "MAX_PLANTS is 4 * 16 in garden/engine.py:11"),
-        ("# x\nfrom garden.cache import Barn\ndef make_policy(name):\n    pass\n", "the source has no garden.cache.Barn"),
+        ("# x\nfrom garden.cache import Barn\ndef make_policy(name): ...\n", "the source has no garden.cache.Barn"),
         ("# wie `frobnicate`\ndef make_policy(name):\n    pass\n", "comment: frobnicate"),
         ("# x\nclass Gardener:\n    def tidy(self):\n        return self.broom\n", "has no member 'broom'"),
     ],
@@ -136,12 +138,13 @@ def bank_of(*questions: Question, subject_package: bool = False) -> Bank:
 def variants(count: int) -> list[Question]:
     """Questions that cover all levels and modules; they share spans, which is judged elsewhere."""
     modules = ("execution", "graph-ir", "kv-cache", "parallelism", "system")
+    plain = garden.question()
     return [
         msgspec.structs.replace(
-            garden.question(), id=f"q{number}", level=2 + number % 4, module=modules[number % 5], title=f"问题 {number} 是什么？"
+            plain, id=f"q{number}", level=2 + number % 4, module=modules[number % 5], title=f"问题 {number} 是什么？"
         )
         for number in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def bank_messages(bank: Bank) -> list[str]:
@@ -152,7 +155,9 @@ def test_a_bank_on_a_tree_needs_eight_questions_one_on_a_package_twelve() -> Non
     """Red when a bank can be shorter, or can lower the number itself."""
     assert bank_messages(bank_of(*variants(8))) == []
     assert bank_messages(bank_of(*variants(7))) == ["questions: 7 questions; a bank has at least 8"]
-    assert bank_messages(bank_of(*variants(11), subject_package=True)) == ["questions: 11 questions; a bank has at least 12"]
+    assert bank_messages(bank_of(*variants(11), subject_package=True)) == [
+        "questions: 11 questions; a bank has at least 12"
+    ]
     assert bank_messages(bank_of(*variants(12), subject_package=True)) == []
 
 

@@ -173,6 +173,7 @@ class Question(Struct, frozen=True, kw_only=True):
 def published_schema() -> dict[str, Any]:
     """The JSON schema of both files."""
     _, definitions = msgspec.json.schema_components([BankFile, Question], ref_template="#/$defs/{name}")
+    _sort_enums(definitions)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": SCHEMA,
@@ -180,3 +181,15 @@ def published_schema() -> dict[str, Any]:
         "oneOf": [{"$ref": "#/$defs/BankFile"}, {"$ref": "#/$defs/Question"}],
         "$defs": definitions,
     }
+
+
+def _sort_enums(value: Any) -> None:
+    """msgspec lists the values of a Literal in no fixed order."""
+    if isinstance(value, dict):
+        if "enum" in value:
+            value["enum"].sort()
+        for item in value.values():
+            _sort_enums(item)
+    elif isinstance(value, list):
+        for item in value:
+            _sort_enums(item)

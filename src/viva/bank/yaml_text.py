@@ -25,16 +25,19 @@ def read_yaml(path: Path, kind: type[T]) -> T:
 
 def parse_yaml(text: str, kind: type[T], *, name: str) -> T:
     root = compose(text, name=name)
-    for node in _doubled_keys(root):
-        raise BankError(f"{name}:{_line(node)}: the key {node.value!r} stands here twice", field=name)
     try:
+        for node in _doubled_keys(root):
+            raise BankError(f"{name}:{_line(node)}: the key {node.value!r} stands here twice", field=name)
         return msgspec.convert(yaml.load(text, Loader=yaml.CSafeLoader), kind)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `")
+        message += "; docs/bank.schema.json lists the values" if message.startswith("Invalid enum") else ""
         place = place.rstrip("`").removeprefix("$").lstrip(".")
         raise BankError(f"{name}:{_line(_at(root, place))}: {place or 'the file'}: {message}", field=name) from error
-    except (ValueError, RecursionError) as error:  # a date that is none, a cyclic alias
-        raise BankError(f"{name}: {error}", field=name) from error
+    except yaml.YAMLError as error:
+        raise BankError(f"{name}: no plain YAML: {' '.join(str(error).split())}", field=name) from error
+    except (ValueError, RecursionError) as error:  # a date that is none, an alias inside itself
+        raise BankError(f"{name}: no plain YAML: {error}", field=name) from error
 
 
 def compose(text: str, *, name: str) -> yaml.Node:

@@ -9,7 +9,7 @@ from viva.index.facts import CLASS, CallFact, Symbol
 from viva.index.resolve import Resolver
 
 MAX_DEPTH = 7
-MIN_FILES = 3
+MIN_FILES = 2
 
 Step = tuple[CallFact, Symbol]
 

@@ -14,7 +14,8 @@ from viva.index.corpus import Corpus
 def build_with_bar(corpus: Corpus, *, cache: Path) -> Indexed:
     """`build_index`, with a bar on standard error while files are read."""
     columns = (TextColumn("indexing {task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(corpus.name, total=None)
 
         def show(done: int, total: int) -> None:
