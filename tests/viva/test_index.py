@@ -61,7 +61,8 @@ def test_fields_come_from_the_class_body_slots_and_self(resolver: Resolver) -> N
 
 def test_fields_set_by_name_and_in_pairs() -> None:
     """Red when setattr on self or tuple assignment makes no field; several values are all kept."""
-    text = "class A:\n def f(self):\n  self.a, self.b = g()\n  object.__setattr__(self, 'c', 1)\n  self.d = X()\n  self.d = Y()\n"
+    body = "  self.a, self.b = g()\n  object.__setattr__(self, 'c', 1)\n  self.d = X()\n  self.d = Y()\n"
+    text = f"class A:\n def f(self):\n{body}"
     fields = {item.name: item.value for item in extract("a.py", text.encode()).fields}
     assert fields == {"a": "", "b": "", "c": "1", "d": "X() | Y()"}
 

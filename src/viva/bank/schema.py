@@ -173,6 +173,7 @@ class Question(Struct, frozen=True, kw_only=True):
 def published_schema() -> dict[str, Any]:
     """The JSON schema of both files."""
     _, definitions = msgspec.json.schema_components([BankFile, Question], ref_template="#/$defs/{name}")
+    definitions = msgspec.json.decode(msgspec.json.encode(definitions))  # tuples of defaults become lists
     _sort_enums(definitions)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -111,9 +111,7 @@ class Edges:
     def _no_edge(self, call: Call, real: Sequence[Call]) -> str:
         through = self._through(call)
         if through:
-            return (
-                f"{self._where} does not call {call.text}; {through}, which it calls, does: write that def too"
-            )
+            return f"{self._where} does not call {call.text}; {through}, which it calls, does: write that def too"
         last = {item.name: item.text for item in real}
         near = [last[name] for name in self._resolver.nearest(call.name, among=set(last))]
         return f"{self._where} has no call of {call.text}{nearest(near)}"
