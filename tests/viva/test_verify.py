@@ -88,6 +88,8 @@ def test_a_name_that_is_assigned_is_not_thereby_declared() -> None:
         ("# x\nfrom garden.cache import Barn\ndef make_policy(name): ...\n", "the source has no garden.cache.Barn"),
         ("# wie `frobnicate`\ndef make_policy(name):\n    pass\n", "comment: frobnicate"),
         ("# x\nclass Gardener:\n    def tidy(self):\n        return self.broom\n", "has no member 'broom'"),
+        ("# x\nclass Gardener:\n    def tidy(self):\n        return self.waiting\n", "does not read self.waiting"),
+        ("# x\nclass Gardener:\n    def tidy(self):\n        return MAX_PLANTS\n", "is no name of Gardener.tidy"),
     ],
 )  # fmt: skip
 def test_what_is_said_about_pseudocode(text: str, said: str) -> None:

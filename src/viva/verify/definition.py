@@ -5,10 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from viva.index.calls import Function
-from viva.index.facts import CLASS, Symbol
-from viva.index.resolve import Resolver
-from viva.index.trees import identifiers, local_names
+from viva.index.calls import Function, dotted
+from viva.index.facts import Symbol
+from viva.index.trees import identifiers
 from viva.verify.abridged import Abridged, nearest
 from viva.verify.edges import Declared, Edges, Trouble
 from viva.verify.scope import BUILTINS
@@ -21,8 +20,7 @@ class Definition:
         self._name, self._node, self._resolver = abridged.name, abridged.node, abridged.resolver
         self._owner, self._symbol, self._real, self._declared = abridged.owner, symbol, real, declared
         self._real_names = identifiers(real)
-        self._real_locals = local_names(real)
-        self._module_names = module_names(abridged.resolver, symbol.file)
+        self._real_chains = {dotted(node) for node in ast.walk(real) if isinstance(node, ast.Attribute)}
         self.troubles: list[Trouble] = []
         self.num_names = self.num_declared = 0
         self._check_parameters()
@@ -65,16 +63,16 @@ class Definition:
     # --- names ---
 
     def _check_names(self) -> None:
+        """Whatever the def names, the real function names too; what it reads of an object is read of it there."""
         own = set(parameters(self._node))
-        me = next(iter(parameters(self._node)), None) if self._owner is not None else None
         for node in _own_nodes(self._node):
             if isinstance(node, ast.Name):
                 if node.id not in own:
                     self._check_name(node.id, node.lineno)
             elif isinstance(node, ast.Attribute):
-                self._check_attribute(node, me)
+                self._check_attribute(node)
             elif isinstance(node, ast.keyword) and node.arg:
-                self._check_keyword(node.arg, node.value.lineno)
+                self._check_name(node.arg, node.value.lineno)
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
                 self._check_name(node.name or "_", node.lineno)
 
@@ -83,57 +81,34 @@ class Definition:
             return
         if name in self._declared.locals or name in self._declared.foreign:
             self.num_declared += 1
-        elif name in self._real_names or name in self._module_names:
+        elif name in self._real_names:
             self.num_names += 1
         else:
-            near = self._near(name, self._real_names | self._module_names)
-            self._say(
-                line, f"{name!r} is no name of {self._where} or its module{nearest(near)}; or declare it in `locals`"
-            )
+            near = nearest(self._near(name, self._real_names))
+            self._say(line, f"{name!r} is no name of {self._where}{near}; or declare it in `locals`")
 
-    def _check_attribute(self, node: ast.Attribute, me: str | None) -> None:
-        owner = self._class_of(node.value, me)
-        name = node.attr
-        if owner is not None:
-            members = self._resolver.members(owner)
-            if name in members or (name in self._real_names and self._is_open(owner, me, node)):
-                self.num_names += 1
-                return
+    def _check_attribute(self, node: ast.Attribute) -> None:
+        """`a.b` stands in the real function: as it is, at the end of a longer chain, or read of another variable."""
+        text = dotted(node)
+        head, _, tail = text.partition(".")
+        if self._is_read(text) or (head != "self" and self._is_read(tail)):
+            self.num_names += 1
+        elif {head.removesuffix("[]").removesuffix("()"), node.attr} & (self._declared.locals | self._declared.foreign):
+            self.num_declared += 1
+        else:
+            self._say(node.lineno, self._not_read(text, node.attr))
+
+    def _is_read(self, text: str) -> bool:
+        return text in self._real_chains or any(chain.endswith(f".{text}") for chain in self._real_chains)
+
+    def _not_read(self, text: str, name: str) -> str:
+        members = self._resolver.members(self._owner) if self._owner is not None else {}
+        if self._owner is not None and text == f"self.{name}" and name not in members:
             near = nearest(self._near(name, set(members)))
-            self._say(node.lineno, f"{owner.qualname} ({owner.file}:{owner.line}) has no member {name!r}{near}")
-        elif name in self._real_names or name in self._declared.scope.names:
-            self.num_names += 1
-        elif name in self._declared.locals or name in self._declared.foreign:
-            self.num_declared += 1
-        else:
-            near = nearest(self._near(name, self._real_names))
-            self._say(node.lineno, f"{name!r} is in no file this question cites, and not in {self._where}{near}")
-
-    def _class_of(self, value: ast.expr, me: str | None) -> Symbol | None:
-        """The class whose member an attribute must be: that of self, or a class that is named."""
-        if not isinstance(value, ast.Name):
-            return None
-        if value.id == me:
-            return self._owner
-        if value.id in self._real_locals or value.id in self._declared.locals | self._declared.foreign:
-            return None
-        found = self._resolver.in_file(self._symbol.file, value.id)
-        return found if isinstance(found, Symbol) and found.kind == CLASS else None
-
-    def _is_open(self, owner: Symbol, me: str | None, node: ast.Attribute) -> bool:
-        """Whether a class may have members that the source does not show: it has bases from elsewhere, or the real
-        function itself reads this attribute of the same name."""
-        of_self = isinstance(node.value, ast.Name) and node.value.id == me
-        return of_self or bool(self._resolver.outside_bases(owner))
-
-    def _check_keyword(self, name: str, line: int) -> None:
-        if name in self._real_names or name in self._declared.scope.names:
-            self.num_names += 1
-        elif name in self._declared.locals:
-            self.num_declared += 1
-        else:
-            near = nearest(self._near(name, self._real_names))
-            self._say(line, f"{name!r} is no keyword in {self._where} or in a cited file{near}")
+            return f"{self._owner.qualname} ({self._owner.file}:{self._owner.line}) has no member {name!r}{near}"
+        ends = {chain.rpartition(".")[2]: chain for chain in sorted(self._real_chains)}
+        near = nearest([ends[end] for end in self._near(name, set(ends))])
+        return f"{self._where} does not read {text}{near}"
 
 
 def parameters(node: Function) -> dict[str, tuple[str, str]]:
@@ -151,12 +126,6 @@ def parameters(node: Function) -> dict[str, tuple[str, str]]:
 
 def _text(node: ast.expr | None) -> str:
     return ast.unparse(node) if node is not None else ""
-
-
-def module_names(resolver: Resolver, path: str) -> set[str]:
-    """What a module's functions can name: its definitions, constants and imports."""
-    symbols = {item.qualname for item in resolver.store.symbols_of(path) if item.qualname and "." not in item.qualname}
-    return symbols | {field.name for field in resolver.store.fields_of(path, "")} | set(resolver.imports(path))
 
 
 def _own_nodes(node: Function) -> Iterator[ast.AST]:
