@@ -69,7 +69,7 @@ def test_a_method_of_a_base_class_belongs_to_the_subclass() -> None:
 
 def test_a_name_that_is_assigned_is_not_thereby_declared() -> None:
     """Red when pseudo-code can invent variables without saying so."""
-    text = "# x\nclass Gardener:\n    def tidy(self):\n        rows = 1\n        self.shed.sort()\n"
+    text = "# x\nclass Gardener:\n    def tidy(self):\n        rows = None\n        self.shed.sort()\n"
     assert "'rows' is no name of Gardener.tidy" in code_messages(text)
     assert code_messages(text, locals=["rows"]) == ""
 
@@ -89,6 +89,7 @@ def test_a_name_that_is_assigned_is_not_thereby_declared() -> None:
         ("# wie `frobnicate`\ndef make_policy(name):\n    pass\n", "comment: frobnicate"),
         ("# x\nclass Gardener:\n    def tidy(self):\n        return self.broom\n", "has no member 'broom'"),
         ("# x\nclass Gardener:\n    def tidy(self):\n        return self.waiting\n", "does not read self.waiting"),
+        ("# x\nclass Gardener:\n    def pour(self):\n        return 7\n", "7 is no number or string of Gardener.pour"),
         ("# x\nclass Gardener:\n    def tidy(self):\n        return MAX_PLANTS\n", "is no name of Gardener.tidy"),
     ],
 )  # fmt: skip

@@ -21,6 +21,8 @@ class Definition:
         self._owner, self._symbol, self._real, self._declared = abridged.owner, symbol, real, declared
         self._real_names = identifiers(real)
         self._real_chains = {dotted(node) for node in ast.walk(real) if isinstance(node, ast.Attribute)}
+        constants = {repr(node.value) for node in ast.walk(real) if isinstance(node, ast.Constant)}
+        self._real_constants = constants | {"None", "True", "False", "Ellipsis"}
         self.troubles: list[Trouble] = []
         self.num_names = self.num_declared = 0
         self._check_parameters()
@@ -73,6 +75,8 @@ class Definition:
                 self._check_attribute(node)
             elif isinstance(node, ast.keyword) and node.arg:
                 self._check_name(node.arg, node.value.lineno)
+            elif isinstance(node, ast.Constant) and repr(node.value) not in self._real_constants:
+                self._say(node.lineno, f"{node.value!r} is no number or string of {self._where}")
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
                 self._check_name(node.name or "_", node.lineno)
 
