@@ -19,6 +19,7 @@ COMMANDS = {
     "index": ("viva.index.command", "read a package's source into an index"),
     "facts": ("viva.evidence.command", "what is worth asking about a source"),
     "show": ("viva.index.show", "a symbol: definition, fields, callers, callees"),
+    "build": ("viva.compose.command", "compose a bank with a model"),
     "cite": ("viva.verify.cite_command", "fill quote and sha256 of a bank's citations"),
     "verify": ("viva.verify.command", "check every claim of a bank against its sources"),
     "drift": ("viva.verify.drift_command", "what of a bank another version makes stale"),
