@@ -47,9 +47,7 @@ class Grader(Protocol):
     def grade(self, question: Question, answer: str) -> tuple[PointGrade, ...]:
         """A grade for each point of the rubric, in its order."""
 
-    def follow_up(
-        self, question: Question, answer: str, points: Sequence[PointGrade], weakest: RubricPoint
-    ) -> str:
+    def follow_up(self, question: Question, answer: str, points: Sequence[PointGrade], weakest: RubricPoint) -> str:
         """A question on the weakest point."""
 
 

@@ -91,7 +91,9 @@ class Matcher:
         return weights
 
 
-def _named(weights: dict[str, float], point: RubricPoint, *, among: set[str] | None = None, beside: set[str]) -> list[str]:
+def _named(
+    weights: dict[str, float], point: RubricPoint, *, among: set[str] | None = None, beside: set[str]
+) -> list[str]:
     """The heaviest words and identifiers as the point spells them; pairs of characters would say little to a reader."""
     spelled = {word.lower(): word for word in SPELLED.findall(point.point)}
     chosen = [term for term in sorted(weights, key=lambda term: -weights[term]) if term in spelled]
@@ -116,4 +118,9 @@ def _worth(term: str) -> float:
 def _texts(question: Question) -> list[str]:
     answer = question.answer
     parts = [answer.overview, *answer.flow, answer.layout, answer.tradeoffs, *answer.evolution]
-    return [question.title, *parts, *(each.text for each in answer.comparison), *(point.point for point in question.rubric)]
+    return [
+        question.title,
+        *parts,
+        *(each.text for each in answer.comparison),
+        *(point.point for point in question.rubric),
+    ]

@@ -25,7 +25,9 @@ KEY_VARIABLE = "VIVA_API_KEY"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--endpoint", metavar="URL", help="grade with this OpenAI-compatible server: http://HOST:PORT/v1")
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="grade with this OpenAI-compatible server: http://HOST:PORT/v1"
+    )
     parser.add_argument(
         "--model", metavar="NAME", help="the endpoint's model (its first, if not given); without --endpoint a local one"
     )

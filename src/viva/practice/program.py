@@ -150,7 +150,9 @@ def read_grades(question: Question, said: Any) -> tuple[PointGrade, ...]:
 def _situation(question: Question) -> str:
     """Everything a grader must know before it reads the answer: the same for all answers, so a shared prefix."""
     parts = [f"# Question\n{plain(question.title)}", f"# Model answer\n{plain(question.answer.overview)}", "# Rubric"]
-    parts += [f"{each.id} (citations: {', '.join(each.citations) or 'none'}): {plain(each.point)}" for each in question.rubric]
+    parts += [
+        f"{each.id} (citations: {', '.join(each.citations) or 'none'}): {plain(each.point)}" for each in question.rubric
+    ]
     wanted = {citation for point in question.rubric for citation in point.citations}
     parts.append("# Cited source")
     for citation in question.citations:

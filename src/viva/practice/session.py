@@ -45,9 +45,7 @@ class Record(msgspec.Struct, kw_only=True):
 class Session:
     """Grades with `grader`, with the matcher where that fails; writes session.json and report.md into `folder`."""
 
-    def __init__(
-        self, bank: Bank, grader: Grader, *, folder: Path, now: Callable[[], datetime] = datetime.now
-    ) -> None:
+    def __init__(self, bank: Bank, grader: Grader, *, folder: Path, now: Callable[[], datetime] = datetime.now) -> None:
         self.folder = folder
         self._bank, self._grader, self._matcher = bank, grader, Matcher(bank)
         started = now().isoformat(timespec="seconds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 import genanki
@@ -40,7 +41,8 @@ def write_anki(bank: Bank, questions: Sequence[Question], path: Path) -> None:
 def _fields(view: QuestionView, language: str) -> list[str]:
     rubric = "".join(f"<li>{point.text} ({point.weight})</li>" for point in view.rubric)
     citations = "".join(
-        f"<li>[{each.id[1:]}] {each.source} {each.place}<pre>{each.code}</pre></li>" for each in view.citations
+        f"<li>[{each.id[1:]}] {escape(f'{each.source} {each.place}')}<pre>{each.code}</pre></li>"
+        for each in view.citations
     )
     about = f"{level_name(view.level, language)} · {module_name(view.module, language)}"
     bodies = [str(section.body) for section in view.sections]

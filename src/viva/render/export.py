@@ -60,9 +60,7 @@ def _anki(bank: Bank, questions: Sequence[Question]) -> bytes:
     try:
         from viva.render.anki import write_anki
     except ModuleNotFoundError as error:
-        raise VivaError(
-            f"the Anki format needs {error.name}: pip install 'phloem[viva]'", field="format"
-        ) from error
+        raise VivaError(f"the Anki format needs {error.name}: pip install 'phloem[viva]'", field="format") from error
     with TemporaryDirectory() as folder:
         path = Path(folder) / "bank.apkg"
         write_anki(bank, questions, path)

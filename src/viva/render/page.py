@@ -41,15 +41,19 @@ def static_text(name: str) -> str:
 
 def bank_page(bank: Bank, questions: Sequence[Question], *, link: SourceLink | None = None) -> str:
     """A bank's questions. With `link` it is the page of `viva serve`; without, a file that works by itself."""
-    return _environment().get_template("bank.html.jinja").render(
-        bank=bank,
-        questions=views(bank, questions, link or (lambda citation: None)),
-        levels=sorted({question.level for question in questions}),
-        modules=[name for name in MODULES if any(question.module == name for question in questions)],
-        mode="served" if link else "file",
-        formats=FORMATS,
-        head=_linked_head() if link else _inline_head(),
-        foot=_labels() + (Markup('<script src="/static/page.js"></script>') if link else _inline_script()),
+    return (
+        _environment()
+        .get_template("bank.html.jinja")
+        .render(
+            bank=bank,
+            questions=views(bank, questions, link or (lambda citation: None)),
+            levels=sorted({question.level for question in questions}),
+            modules=[name for name in MODULES if any(question.module == name for question in questions)],
+            mode="served" if link else "file",
+            formats=FORMATS,
+            head=_linked_head() if link else _inline_head(),
+            foot=_labels() + (Markup('<script src="/static/page.js"></script>') if link else _inline_script()),
+        )
     )
 
 
@@ -57,14 +61,18 @@ def source_page(
     lines: Sequence[str], *, path: str, source: str, hit: tuple[int, int] | None, cited: Sequence[CitedSpan]
 ) -> str:
     """One file, its lines highlighted already, the cited ones marked."""
-    return _environment().get_template("source.html.jinja").render(
-        path=path,
-        source=source,
-        lines=hit,
-        cited=cited,
-        code=Markup(numbered(lines, first=1, hit=hit, anchors=True)),
-        head=_linked_head(),
-        foot=Markup('<script src="/static/page.js"></script>'),
+    return (
+        _environment()
+        .get_template("source.html.jinja")
+        .render(
+            path=path,
+            source=source,
+            lines=hit,
+            cited=cited,
+            code=Markup(numbered(lines, first=1, hit=hit, anchors=True)),
+            head=_linked_head(),
+            foot=Markup('<script src="/static/page.js"></script>'),
+        )
     )
 
 
@@ -93,7 +101,9 @@ def _linked_head() -> Markup:
 def _inline_head() -> Markup:
     """Style inside the file, and a policy that lets nothing in but that style and this script."""
     style, script = static_text("page.css"), static_text("page.js")
-    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; base-uri 'none'"
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; base-uri 'none'"
+    )
     return Markup(
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<link rel="icon" href="data:,">\n'
         f"<style>{style}</style>"

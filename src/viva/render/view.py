@@ -21,6 +21,9 @@ SourceLink = Callable[[Citation], str | None]
 """Where the cited lines can be read in their file; None where nowhere."""
 
 
+NO_BREAK = "\u2060"  # a marker stays on the line of what it proves
+
+
 class CitationView(msgspec.Struct, frozen=True):
     """A citation on a page. `key` is unique in the bank; `link` leads to the lines in their file, if that can be had."""
 
@@ -132,7 +135,7 @@ class Prose:
         return Markup("".join(f"<p>{self.line(each)}</p>" for each in paragraphs(text)))
 
     def markers(self, ids: tuple[str, ...]) -> Markup:
-        return Markup("".join(self._marker(each) for each in ids))
+        return Markup("".join(NO_BREAK + self._marker(each) for each in ids))
 
     def _marker(self, citation_id: str) -> str:
         citation = self._citations.get(citation_id)
@@ -203,4 +206,3 @@ def _facts(question: Question) -> str:
         rows.append(f"<li><code>{escape(f'{field.owner}.{field.name}{kind}{default}')}</code></li>")
     rows += [f"<li><code>{escape(each.symbol + each.signature)}</code></li>" for each in question.answer.signatures]
     return f'<ul class="facts">{"".join(rows)}</ul>' if rows else ""
-

@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bank", type=Path, help="a bank's folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8765, help="0 takes a free one")
-    parser.add_argument("--no-sources", action="store_true", help="do not open the sources: citations show their quotes")
+    parser.add_argument(
+        "--no-sources", action="store_true", help="do not open the sources: citations show their quotes"
+    )
     parser.add_argument("--session", type=Path, metavar="FOLDER", help="where session.json and report.md go")
     add_model_arguments(parser)
 
