@@ -148,7 +148,7 @@ def test_an_answer_is_graded_on_the_page(page: Any, address: str) -> None:
     assert "SmolLM2-135M" in page.inner_text(".grades .by")
     page.fill(".grades textarea", "先收后判断 _paused，暂停时不取批次")
     page.click(".grades button")
-    page.wait_for_function("document.querySelectorAll('.grades .covered').length === 3")
+    playwright.expect(page.locator(".grades .covered")).to_have_count(3)
 
 
 def test_a_selection_is_exported(page: Any, address: str) -> None:

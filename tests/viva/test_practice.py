@@ -198,10 +198,7 @@ def test_grades_are_weighed_and_a_follow_up_never_takes_away() -> None:
         question, {**GOOD, "r1": GOOD["r3"] | {"citation": "c1"}, "r3": GOOD["r1"] | {"citation": "c2"}}
     )
     assert [point.verdict for point in better(points, improved)] == ["covered", "partly", "covered"]
-    assert (
-        weakest(question, [p for p in read_grades(question, {k: v | {"verdict": "covered"} for k, v in GOOD.items()})])
-        is None
-    )
+    assert weakest(question, read_grades(question, {k: v | {"verdict": "covered"} for k, v in GOOD.items()})) is None
 
 
 def test_a_grader_that_fails_twice_has_failed() -> None:

@@ -46,7 +46,7 @@ def spoiled() -> Bank:
 
 
 def test_markdown_is_the_published_form() -> None:
-    """Red when a heading, an indent, a fence or the order of the seven changes. The golden was read against the form."""
+    """Red when a heading, an indent, a fence or the order of the seven changes."""
     golden = (garden.DATA / "garden.zh.md").read_text(encoding="utf-8")
     assert bank_markdown(garden.bank()) == golden
 

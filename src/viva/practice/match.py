@@ -1,10 +1,10 @@
 """Grading without a model: which of a point's key terms the answer uses.
 
-It compares words, not arguments: it cannot tell a right sentence from a wrong one with the same words, and a good answer
-in other words scores low. It is what practice does with the embedded model, and wherever grading by a model fails.
+It compares words, not arguments: it cannot tell a right sentence from a wrong one with the same words, and a good
+answer in other words scores low. It is what practice does with the embedded model, and wherever grading by a model fails.
 
-A point's terms are its identifiers, words, numbers, and pairs of neighbouring Chinese characters. A term weighs more the
-fewer of the bank's texts use it (inverse document frequency), and little if the question itself gives it away.
+A point's terms are its identifiers, words, numbers, and pairs of neighbouring Chinese characters. A term weighs more
+the fewer of the bank's texts use it (inverse document frequency), and little if the question itself gives it away.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ GIVEN_AWAY = 0.25  # a term that stands in the question
 NUM_NAMED = 3  # terms that a remark or a follow-up names
 
 NOTE = {
-    "zh": "按要点的关键词匹配评分，没有使用模型：内嵌模型（SmolLM2-135M）太小，评分不可靠。它只比较用词，不判断论证对错；"
-    "要由模型评分，请给出 --endpoint 或更大的 --model。",
-    "en": "Graded by matching key terms, without a model: the embedded one (SmolLM2-135M) is too small to grade. It compares"
-    " words and does not judge the argument; give --endpoint or a larger --model to be graded by a model.",
+    "zh": "按要点的关键词匹配评分，没有使用模型：内嵌模型（SmolLM2-135M）太小，评分不可靠。它只比较用词，"
+    "不判断论证对错；要由模型评分，请给出 --endpoint 或更大的 --model。",
+    "en": "Graded by matching key terms, without a model: the embedded one (SmolLM2-135M) is too small to grade. It"
+    " compares words and does not judge the argument; give --endpoint or a larger --model to be graded by a model.",
 }
 WHY = {"zh": ("用到：{used}", "未提及：{missed}", "；"), "en": ("used: {used}", "not mentioned: {missed}", "; ")}
 FOLLOW_UP = {
     "zh": "你的回答没有展开这一点。请结合源码说明 {terms} 在这里各起什么作用、为什么必须如此。",
-    "en": "Your answer does not develop one point. Explain from the source what {terms} do here, and why it has to be so.",
+    "en": "Your answer does not develop one point. Explain from the source what {terms} do here,"
+    " and why it has to be so.",
 }
 FOLLOW_UP_BARE = {
     "zh": "你的回答还缺一个要点。请沿着你描述的流程再走一遍，说明哪一步最容易出错、源码怎样防住它。",
-    "en": "Your answer lacks one point. Walk through your flow again: which step is easiest to get wrong, and what prevents it?",
+    "en": "Your answer lacks one point. Walk through your flow again: which step is easiest to get wrong,"
+    " and what prevents it?",
 }
 
 

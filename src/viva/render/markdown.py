@@ -38,7 +38,8 @@ WORDS = {
         "dynamic": "动态分派（静态调用图看不到）",
         "sources": "源码版本",
         "unchecked": "未重新抓取，仅校验引文自洽",
-        "about": "每个 `[cN]` 指向该题末尾的引用：来源、文件、行号与所引各行的 sha256；逐字引文在 `questions/` 的同名 YAML 里。",
+        "about": "每个 `[cN]` 指向该题末尾的引用：来源、文件、行号与所引各行的 sha256；"
+        "逐字引文在 `questions/` 的同名 YAML 里。",
         "table": "| 问题 | 层级 | 模块 |",
         "colon": "：",
     },
@@ -55,8 +56,8 @@ WORDS = {
         "dynamic": "Dynamic dispatch (no static call graph shows it)",
         "sources": "Sources",
         "unchecked": "not fetched again, only consistent",
-        "about": "Each `[cN]` points to the citations after the answer: source, file, lines and sha256 of the quoted lines;"
-        " the verbatim quotes are in the YAML files of `questions/`.",
+        "about": "Each `[cN]` points to the citations after the answer: source, file, lines and sha256 of the quoted"
+        " lines; the verbatim quotes are in the YAML files of `questions/`.",
         "table": "| Question | Level | Module |",
         "colon": ": ",
     },
@@ -107,8 +108,8 @@ def _section(section: str, question: Question, file: BankFile) -> Iterator[str]:
             yield from _fenced(answer.pseudocode.text)
             if answer.pseudocode.dynamic:
                 yield from ("", f"{words['dynamic']}{words['colon']}".rstrip(), "")
-            for each in answer.pseudocode.dynamic:
-                yield f"- `{each.caller}` → `{each.callee}` (`{each.via}`){words['colon']}{_text(each.reason)}"
+            for call in answer.pseudocode.dynamic:
+                yield f"- `{call.caller}` → `{call.callee}` (`{call.via}`){words['colon']}{_text(call.reason)}"
         case "flow":
             yield f"1. {_text(answer.flow[0])}" if answer.flow else ""
             yield from (f"→ {number}. {_text(step)}" for number, step in enumerate(answer.flow[1:], start=2))
@@ -122,8 +123,8 @@ def _section(section: str, question: Question, file: BankFile) -> Iterator[str]:
                 yield from (f"  {line}" if line else "" for line in _spaced(paragraphs(each.text)))
         case "evolution":
             yield ""
-            for each in answer.evolution:
-                yield from ("", f"- {_text(each)}")
+            for direction in answer.evolution:
+                yield from ("", f"- {_text(direction)}")
         case _:
             yield from _spaced(paragraphs(answer.overview if section == "overview" else answer.tradeoffs))
 

@@ -25,7 +25,7 @@ NO_BREAK = "\u2060"  # a marker stays on the line of what it proves
 
 
 class CitationView(msgspec.Struct, frozen=True):
-    """A citation on a page. `key` is unique in the bank; `link` leads to the lines in their file, if that can be had."""
+    """A citation on a page. `key` is unique in the bank; `link` leads to the lines in their file, if it can be had."""
 
     key: str
     id: str
