@@ -1,7 +1,8 @@
 """Grading without a model: which of a point's key terms the answer uses.
 
 It compares words, not arguments: it cannot tell a right sentence from a wrong one with the same words, and a good
-answer in other words scores low. It is what practice does with the embedded model, and wherever grading by a model fails.
+answer in other words scores low. It is what practice does with the embedded model, and
+wherever grading by a model fails.
 
 A point's terms are its identifiers, words, numbers, and pairs of neighbouring Chinese characters. A term weighs more
 the fewer of the bank's texts use it (inverse document frequency), and little if the question itself gives it away.
