@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -36,13 +36,21 @@ def quoted(citation: Citation, lines: Sequence[str]) -> str:
     return "\n".join(lines[first - 1 : last])
 
 
-def fill_citations(path: Path, lines_of: LinesOf, *, move: bool = False) -> int:
+def find_lines(wanted: Sequence[str], lines: Sequence[str]) -> int | None:
+    """The line, from 1, where these lines stand in a file; None if nowhere."""
+    length = len(wanted)
+    starts = (index for index, line in enumerate(lines) if line == wanted[0])
+    return next((start + 1 for start in starts if list(lines[start : start + length]) == list(wanted)), None)
+
+
+def fill_citations(path: Path, lines_of: LinesOf, *, move: bool = False, follow: Collection[str] = ()) -> int:
     """Rewrite the `citations` of a question's file with quote and hash; the rest of the file stays as it is. Returns
-    how many were filled. One that has a quote keeps it, unless `move` says that its lines were changed on purpose."""
+    how many were filled. One that has a quote keeps it, unless `move` says that its lines were changed on purpose;
+    one of a source in `follow` gets the lines where its quote stands now, if it stands anywhere in its file."""
     text = path.read_text(encoding="utf-8")
     question = parse_yaml(text, Question, name=str(path))
     try:
-        filled = [_filled(citation, lines_of, move=move) for citation in question.citations]
+        filled = [_filled(citation, lines_of, move=move, follow=follow) for citation in question.citations]
     except LookupFailed as error:
         raise LookupFailed(f"{path}: {error.message}", field=error.field) from error
     changed = sum(old != new for old, new in zip(question.citations, filled))
@@ -51,7 +59,9 @@ def fill_citations(path: Path, lines_of: LinesOf, *, move: bool = False) -> int:
     return changed
 
 
-def _filled(citation: Citation, lines_of: LinesOf, *, move: bool) -> Citation:
+def _filled(citation: Citation, lines_of: LinesOf, *, move: bool, follow: Collection[str]) -> Citation:
+    if citation.quote and citation.source in follow:
+        citation = _followed(citation, lines_of(citation))
     if citation.quote and not move:
         return msgspec.structs.replace(citation, sha256=citation.sha256 or quote_hash(citation.quote))
     quote = quoted(citation, lines_of(citation))
@@ -62,6 +72,13 @@ def _filled(citation: Citation, lines_of: LinesOf, *, move: bool) -> Citation:
             field=citation.file,
         )
     return msgspec.structs.replace(citation, quote=quote, sha256=quote_hash(quote))
+
+
+def _followed(citation: Citation, lines: Sequence[str]) -> Citation:
+    quote = citation.quote.split("\n")
+    first, last = citation.lines
+    found = None if list(lines[first - 1 : last]) == quote else find_lines(quote, lines)
+    return msgspec.structs.replace(citation, lines=(found, found + len(quote) - 1)) if found else citation
 
 
 def _with_citations(text: str, citations: Sequence[Citation], *, name: str) -> str:

@@ -65,7 +65,11 @@ def _is_nested_call(statement: ast.stmt, depth: int) -> bool:
 
 def _framed(symbol: Symbol, text: str) -> str:
     head, *body = text.split("\n")
-    lines = [head, f"    # 摘自第 {symbol.line}-{symbol.end} 行：省去日志与细节，调用的先后与源码一致", *map(_noted, body)]
+    lines = [
+        head,
+        f"    # 摘自第 {symbol.line}-{symbol.end} 行：省去日志与细节，调用的先后与源码一致",
+        *map(_noted, body),
+    ]
     if symbol.owner:
         lines = [f"class {symbol.owner}:", *(f"    {line}" for line in lines)]
     return "\n".join([f"# file: {symbol.file}", *lines])

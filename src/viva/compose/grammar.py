@@ -1,8 +1,8 @@
 """What a section may look like, as a regular language: enforced token by token where the engine can, and checked again
 here, because an endpoint may ignore it.
 
-`told`: the model chooses among sentences that the index vouches for. `free`: Chinese prose, in which names come from the
-pack's vocabulary alone and every sentence ends in a marker of the pack.
+`told`: the model chooses among sentences that the index vouches for. `free`: Chinese prose, in which names come from
+the pack's vocabulary alone and every sentence ends in a marker of the pack.
 """
 
 from __future__ import annotations
@@ -17,7 +17,20 @@ from viva.compose.skeleton import Skeleton
 
 Style = Literal["told", "free"]
 
-TERMS = ("KV cache", "block table", "prefill", "decode", "batch", "token", "GPU", "CPU", "vLLM", "TensorRT-LLM", "TGI", "page")
+TERMS = (
+    "KV cache",
+    "block table",
+    "prefill",
+    "decode",
+    "batch",
+    "token",
+    "GPU",
+    "CPU",
+    "vLLM",
+    "TensorRT-LLM",
+    "TGI",
+    "page",
+)
 PROSE = "[\u4e00-\u9fff，、；：（）0-9 ]{1,24}"
 SENTENCES = {"overview": (2, 5), "flow": (3, 6), "layout": (1, 4), "tradeoffs": (2, 6), "evolution": (1, 2)}
 MARKERS = {"vllm": ("c4",), "second": ("c5",), "layout": ("c3",)}

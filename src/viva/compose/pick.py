@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from viva.bank.schema import MODULES
-from viva.compose.areas import module_of
+from viva.compose.areas import is_core, module_of
 from viva.compose.profile import MAX_LINES, MIN_LINES, Profile, profile_of
 from viva.compose.skeleton import Slot
 from viva.errors import VivaError
-from viva.index.facts import CLASS, FUNCTION, METHOD, Symbol
+from viva.index.facts import FUNCTION, METHOD, Symbol
 from viva.index.resolve import Resolver
 from viva.index.trees import Trees
 from viva.verify.premise import present
@@ -35,7 +34,9 @@ def profiles(resolver: Resolver, topics: Mapping[str, str]) -> dict[str, list[Pr
     for module, symbols in _candidates(resolver, topics).items():
         told = [profile_of(symbol, resolver, trees) for symbol in _spread(symbols)]
         kept = [profile for profile in told if profile is not None]
-        found[module] = sorted(kept, key=lambda one: (-one.score, one.symbol.file, one.symbol.line))
+        found[module] = sorted(
+            kept, key=lambda one: (-one.score - 3 * is_core(one.symbol.file), one.symbol.file, one.symbol.line)
+        )
     return found
 
 
@@ -53,19 +54,16 @@ def _candidates(resolver: Resolver, topics: Mapping[str, str]) -> dict[str, list
 
 
 def _spread(symbols: list[Symbol]) -> Iterator[Symbol]:
-    """At most MAX_LOOKED_AT, evenly over the files, so that no early folder takes all places."""
-    step = max(1, len(symbols) // MAX_LOOKED_AT)
-    yield from symbols[::step]
+    """At most MAX_LOOKED_AT, half of them of the core, evenly over the files."""
+    symbols = sorted(symbols, key=lambda symbol: not is_core(symbol.file))
+    core = sum(is_core(symbol.file) for symbol in symbols)
+    for part in (symbols[:core], symbols[core:]):
+        yield from part[:: max(1, len(part) // (MAX_LOOKED_AT // 2))]
 
 
 def foreign_classes(peer: Resolver, subject: Resolver) -> Iterator[str]:
     """Classes that the other system has and the subject has not, under any guise: false premises."""
     for symbol in peer.store.classes():
-        core = module_of(symbol.file) in ("execution", "kv-cache") and symbol.kind == CLASS
-        if core and len(symbol.name) > 10 and not symbol.name.startswith("_") and symbol.name[0].isupper():
-            if present(symbol.name, subject) is None:
-                yield symbol.name
-
-
-def all_modules() -> list[str]:
-    return list(MODULES)
+        is_named = is_core(symbol.file) and len(symbol.name) > 10 and symbol.name[0].isupper()
+        if is_named and module_of(symbol.file) in ("execution", "kv-cache") and not present(symbol.name, subject):
+            yield symbol.name

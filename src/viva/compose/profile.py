@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 
 from viva.compose.abridge import TELLS
-from viva.index.calls import Call, Function, calls_in
+from viva.index.calls import Call, Function, calls_in, nested_functions
 from viva.index.facts import CLASS, Symbol
 from viva.index.resolve import Resolver
 from viva.index.trees import Trees
@@ -19,6 +19,7 @@ from viva.verify.scope import BUILTINS
 PLAIN_CHAIN = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 MIN_LINES, MAX_LINES = 12, 70
 MIN_CALLS = 4
+MIN_LEAD_LINES = 8  # of a function worth being led to
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -47,7 +48,8 @@ class Profile(msgspec.Struct, frozen=True):
 
     @property
     def loop_call(self) -> str | None:
-        return next((call.text for call in self.calls if call.in_loop), None)
+        inside = [call for call in self.calls if call.in_loop]
+        return min(inside, key=lambda call: call.condition).text if inside else None
 
     @property
     def score(self) -> float:
@@ -63,19 +65,30 @@ def profile_of(symbol: Symbol, resolver: Resolver, trees: Trees) -> Profile | No
     if len(resolver.store.symbols_of(symbol.file, symbol.qualname)) > 1:
         return None  # overloaded
     node = trees.function(symbol)
-    loops = [(item.lineno, item.end_lineno or item.lineno) for item in ast.walk(node) if _is_loop(item)]
-    told = {call.text: _told(call, loops) for call in reversed(calls_in(node.body)) if _is_telling(call)}
-    calls = tuple(sorted(told.values(), key=lambda call: call.line))
+    loops = [
+        (item.lineno, item.end_lineno or item.lineno)
+        for item in ast.walk(node)
+        if isinstance(item, ast.For | ast.While | ast.AsyncFor)
+    ]
+    told: dict[str, Told] = {}
+    for call in calls_in(node.body):  # in order of evaluation; of equal ones the first
+        if _is_telling(call):
+            told.setdefault(call.text, _told(call, loops))
+    calls = tuple(told.values())
     if len(calls) < MIN_CALLS:
         return None
     leads = [(call.callee, item) for call, found in resolver.callees(symbol) for item in found if call.callee in told]
-    returns = [item for item in ast.walk(node) if isinstance(item, ast.Return)]
     return Profile(
         symbol=symbol,
         node=node,
         calls=calls,
-        leads=tuple(dict.fromkeys(lead for lead in leads if _is_elsewhere(lead[1], symbol))),
-        num_returns=sum(item.lineno < node.body[-1].lineno for item in returns),
+        leads=tuple(
+            sorted(
+                dict.fromkeys(lead for lead in leads if _is_elsewhere(lead[1], symbol)),
+                key=lambda lead: lead[1].line - min(lead[1].end, lead[1].line + MAX_LINES),
+            )
+        ),
+        num_returns=_num_inner_returns(node),
         num_branches=sum(isinstance(item, ast.If | ast.IfExp | ast.Match) for item in ast.walk(node)),
         handled=tuple(_handled(node)),
     )
@@ -83,10 +96,6 @@ def profile_of(symbol: Symbol, resolver: Resolver, trees: Trees) -> Profile | No
 
 def _is_plain(symbol: Symbol) -> bool:
     return "<locals>" not in symbol.qualname and symbol.qualname.count(".") <= 1 and symbol.name != "__init__"
-
-
-def _is_loop(node: ast.AST) -> bool:
-    return isinstance(node, ast.For | ast.While | ast.AsyncFor)
 
 
 def _is_telling(call: Call) -> bool:
@@ -102,7 +111,15 @@ def _told(call: Call, loops: list[tuple[int, int]]) -> Told:
 
 
 def _is_elsewhere(reached: Symbol, symbol: Symbol) -> bool:
-    return reached.file != symbol.file and reached.kind != CLASS and _is_plain(reached)
+    is_long = reached.end - reached.line + 1 >= MIN_LEAD_LINES
+    return is_long and reached.file != symbol.file and reached.kind != CLASS and _is_plain(reached)
+
+
+def _num_inner_returns(node: Function) -> int:
+    """The returns of the function itself, but the one it ends with."""
+    nested = {id(item) for inner in nested_functions(node) for item in ast.walk(inner)}
+    returns = [item for item in ast.walk(node) if isinstance(item, ast.Return) and id(item) not in nested]
+    return len(returns) - isinstance(node.body[-1], ast.Return)
 
 
 def _handled(node: Function) -> Iterator[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from phloem import assistant, gen, program, system, user
-from viva.compose.grammar import Section
 from viva.compose.skeleton import Skeleton
 
 MAX_QUOTE_LINES = 16  # of a citation, in the prompt
 
 RULES = """\
-You write an interview question bank about the source code of an LLM serving engine, in Chinese, for experts. Say only what
-the evidence shows. Names are those of the evidence, between backticks; sentences end with the citation that shows them."""
+You write an interview question bank about the source code of an LLM serving engine, in Chinese, for experts. Say only
+what the evidence shows. Names are those of the evidence, between backticks; each sentence ends with the citation that
+shows it."""
 
 
 @program

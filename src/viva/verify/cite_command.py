@@ -17,21 +17,27 @@ Fill `quote` and `sha256` of each citation from its `file` and `lines`. Only the
 
   viva cite banks/sglang-0.5.23                              every question of the bank
   viva cite banks/sglang-0.5.23/questions/03-radix.yaml      one question
-  viva cite --move FILE                                      also those that have a quote: their lines were changed"""
+  viva cite --move FILE                                      also those that have a quote: their lines were changed
+  viva cite --follow banks/phloem                            new lines where a quote has moved within its file"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("where", type=Path, help="a bank's folder, or one question's file")
     parser.add_argument("--move", action="store_true", help="quote again what has a quote already")
+    parser.add_argument("--follow", action="store_true", help="find quotes that moved, and correct their lines")
 
 
 def run(arguments: argparse.Namespace) -> int:
     where: Path = arguments.where
     folder = where if where.is_dir() else where.parent.parent
     files = sorted((where / "questions").glob("*.yaml")) if where.is_dir() else [where]
-    lines = _LinesOfSources(folder, load_sources(folder))
+    sources = load_sources(folder)
+    lines = _LinesOfSources(folder, sources)
+    fetched = [source.id for source in sources.values() if not source.repository]
     for file in files:
-        print(f"{file}: {fill_citations(file, lines, move=arguments.move)} filled")
+        print(
+            f"{file}: {fill_citations(file, lines, move=arguments.move, follow=fetched if arguments.follow else ())} filled"
+        )
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from viva.bank.cite import quote_hash
+from viva.bank.cite import find_lines, quote_hash
 from viva.bank.load import Bank
 from viva.bank.schema import Citation, Question
 from viva.index.facts import MODULE, Symbol
@@ -17,7 +17,6 @@ from viva.index.resolve import Resolver
 from viva.index.store import Store
 from viva.verify.claims import passages
 from viva.verify.prose import markers, sentences
-from viva.verify.quotes import find_lines
 from viva.verify.verify import Verifier
 
 MAX_DIFF_LINES = 40

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from viva.bank.cite import quote_hash, quoted
+from viva.bank.cite import find_lines, quote_hash, quoted
 from viva.bank.load import Bank
 from viva.bank.schema import Citation
 from viva.errors import LookupFailed
@@ -54,13 +54,6 @@ def _against_source(citation: Citation, resolver: Resolver, place: str) -> str |
     says = real[number].strip()[:100] if number < len(real) else "(the citation ends)"
     given = wanted[number].strip()[:100] if number < len(wanted) else "(the quote ends)"
     return f"{place}: line {citation.lines[0] + number} of {store.name} says {says!r}, the quote {given!r}"
-
-
-def find_lines(wanted: Sequence[str], lines: Sequence[str]) -> int | None:
-    """The line, from 1, where these lines stand in a file; None if nowhere."""
-    length = len(wanted)
-    starts = (index for index, line in enumerate(lines) if line == wanted[0])
-    return next((start + 1 for start in starts if list(lines[start : start + length]) == list(wanted)), None)
 
 
 def doubled_spans(bank: Bank) -> Iterator[tuple[str, str, str]]:
