@@ -18,7 +18,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  variables: HOST PORT VENV PYTHON, and ARGS="--any --option" for serve, pytest and bench'
 
-install: $(VENV)/.runtime  ## create .venv with the phloem command in it
+install: $(VENV)/.runtime  ## create .venv with the commands phloem and viva in it
 
 serve: $(VENV)/.runtime  ## serve the default model on 127.0.0.1:8000 (fetched on first use)
 	@exec $(BIN)/phloem serve --host $(HOST) --port $(PORT) $(ARGS)
@@ -69,7 +69,7 @@ $(VENV)/.torch: $(VENV)/.python
 
 $(VENV)/.runtime: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
 	@start=$$(date +%s); echo 'phloem: installing phloem, building the native kernels'; \
-	$(BIN)/python -m pip install --quiet -e . && echo "phloem: phloem installed in $$(( $$(date +%s) - start )) s"
+	$(BIN)/python -m pip install --quiet -e '.[viva]' && echo "phloem: phloem installed in $$(( $$(date +%s) - start )) s"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.runtime

@@ -12,11 +12,14 @@ import pytest
 
 import phloem
 from phloem.launch.cli import parser
+from viva.cli import COMMANDS as VIVA_COMMANDS
+from viva.cli import parser as viva_parser
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "phloem"
+VIVA = ROOT / "src" / "viva"
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md")])
-FOLDER_READMES = sorted(SOURCE.rglob("README.md"))
+FOLDER_READMES = sorted([*SOURCE.rglob("README.md"), *VIVA.rglob("README.md")])
 
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
@@ -42,9 +45,9 @@ def _code_words(path: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def defined_names() -> set[str]:
-    """Every function, method, class and field in src/phloem, by its last name."""
+    """Every function, method, class and field in src, by its last name."""
     names: set[str] = set()
-    for path in SOURCE.rglob("*.py"):
+    for path in [*SOURCE.rglob("*.py"), *VIVA.rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -57,8 +60,8 @@ def defined_names() -> set[str]:
 @pytest.mark.parametrize("path", [*PAGES, *FOLDER_READMES], ids=_name)
 def test_files_that_are_named_exist(path: Path) -> None:
     """Red when a file is moved or deleted and a page still names it. Paths count from the page's folder, from
-    src/phloem, src or the root of the repository; names like `path/to/model.gguf` are not source files."""
-    places = (path.parent, SOURCE, SOURCE.parent, ROOT)
+    src/phloem, src/viva, src or the root of the repository; names like `path/to/model.gguf` are not source files."""
+    places = (path.parent, SOURCE, VIVA, SOURCE.parent, ROOT)
     named = [word for word in _code_words(path) if FILE.fullmatch(word)]
     missing = [word for word in named if not any((place / word).exists() for place in places)]
     assert missing == []
@@ -104,7 +107,11 @@ def test_the_front_page_has_its_examples() -> None:
 def test_the_words_of_the_command_line_exist() -> None:
     """Red when an option or a command is renamed and a page still uses it."""
     commands = next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
-    known = {flag for command in commands.values() for action in command._actions for flag in action.option_strings}
+    viva = next(
+        action for action in viva_parser(VIVA_COMMANDS)._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    every = [*commands.values(), *viva.choices.values()]
+    known = {flag for command in every for action in command._actions for flag in action.option_strings}
     texts = {_name(path): NUMBERS.sub("", path.read_text(encoding="utf-8")) for path in PAGES}
     flags = {(name, flag) for name, text in texts.items() for flag in FLAG.findall(text)}
     used = {(name, command) for name, text in texts.items() for command in COMMAND.findall(text)}

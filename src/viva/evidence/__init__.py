@@ -1,0 +1,1 @@
+"""Facts worth asking about, mined from an index."""

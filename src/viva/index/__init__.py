@@ -1,0 +1,1 @@
+"""Source to facts: symbols, signatures, fields, calls. Nothing is ever imported."""

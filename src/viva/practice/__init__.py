@@ -1,0 +1,1 @@
+"""`viva practice`: be asked, answer, and be graded against the rubric."""

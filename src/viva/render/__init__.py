@@ -1,0 +1,1 @@
+"""A bank for its readers: Markdown, one HTML page, Anki, JSON."""

@@ -1,0 +1,1 @@
+"""Every claim of a bank against the pinned sources."""

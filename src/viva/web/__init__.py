@@ -1,0 +1,1 @@
+"""`viva serve`: a bank in the browser."""

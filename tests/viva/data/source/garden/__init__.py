@@ -1,0 +1,1 @@
+"""A garden, as a source for the tests of viva."""
