@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _serve(order: RankOrder, post: RankPost, voice: Voice) -> None:
-    from phloem.parallel.comm import Comm
+    from phloem.parallel.comm import Comm, Company
     from phloem.runtime.exec.build import build_worker
     from phloem.runtime.exec.group import serve_rank
 
@@ -70,8 +70,7 @@ def _serve(order: RankOrder, post: RankPost, voice: Voice) -> None:
         overlap_depth=0,
         report=lambda _name, _seconds: None,
         tokenizer_json=lambda: tokenizer_json_of(order.source()),
-        place=place,
-        meet=meet,
+        company=Company(place, meet),
     )
     voice.say(Joined(order.rank, built.fingerprint))
     try:

@@ -158,7 +158,7 @@ def build_hands(config: Config, source: Path | str, *, stages: Stages, on_lost: 
 def build_rank_0(config: Config, source: Path | str, *, stages: Stages, ranks: Ranks | None) -> BuiltWorker:
     """The worker of this process, alone or with others."""
     with stages.stage("import torch"):
-        from phloem.parallel.comm import Comm, alone
+        from phloem.parallel.comm import Comm, Company, alone
         from phloem.runtime.exec.build import build_worker
 
     place = mesh_of(config).place(0)
@@ -185,8 +185,7 @@ def build_rank_0(config: Config, source: Path | str, *, stages: Stages, ranks: R
         overlap_depth=overlap_depth(config),
         report=stages.report,
         tokenizer_json=lambda: tokenizer_json_of(source),
-        place=place,
-        meet=meet,
+        company=Company(place, meet),
     )
 
 

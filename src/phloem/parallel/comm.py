@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -149,9 +150,20 @@ class Comm:
         self._groups = {}
 
 
+@dataclass(frozen=True)
+class Company:
+    """The other ranks of a replica: where this one stands, and how it finds them once it knows its device."""
+
+    place: Place
+    meet: Callable[[torch.device], Comm]
+
+
 def alone(device: torch.device) -> Comm:
     """Of the only process of a replica: it reduces and gathers by itself."""
     return Comm(ALONE, {}, on_host=device.type == "cpu")
+
+
+NOBODY = Company(ALONE, alone)
 
 
 def open_store(address: str, place: Place) -> Any:

@@ -16,6 +16,7 @@ from phloem.core.errors import ConfigError
 from phloem.graph.capture.inputs import StepInputs, StepLimits
 from phloem.graph.checkpoint.open import open_checkpoint
 from phloem.graph.compile import compile_graph
+from phloem.graph.ir import StepGraph
 from phloem.graph.lower import cuda
 from phloem.graph.lower.cpu import pick_target
 from phloem.graph.lower.expert_parallel import ExpertLoad, exchange_experts
@@ -24,7 +25,7 @@ from phloem.memory.budget import PageBudget, free_host_bytes, solve_pages
 from phloem.memory.pool.kv import KvPool
 from phloem.models.catalog import define_dummy, define_model
 from phloem.models.definition import ModelDefinition
-from phloem.parallel.comm import Comm, alone
+from phloem.parallel.comm import NOBODY, Comm, Company
 from phloem.parallel.mesh import ALONE, Place
 from phloem.runtime.exec.build_cuda import build_on_cuda
 from phloem.runtime.exec.built import BuiltWorker, Report, StepBounds, built, timed
@@ -57,20 +58,17 @@ def build_worker(
     overlap_depth: int | None,
     report: Report,
     tokenizer_json: Callable[[], str] | None = None,
-    place: Place = ALONE,
-    meet: Callable[[torch.device], Comm] = alone,
+    company: Company = NOBODY,
     kv_cache_dtype: str = "auto",
     deterministic: bool = False,
 ) -> BuiltWorker:
     """Everything between a checkpoint (a path, or "dummy:<name>") and a worker; CallerErrors name what to change.
 
     `device` "auto" is the GPU where torch finds one and it serves these options. `overlap_depth` None: 1 there, 0 on a
-    CPU. `tokenizer_json` is called when the first constraint comes; without it none can be served. At a `place` of a
-    larger mesh this is one rank, and `meet` finds the others.
+    CPU. `tokenizer_json` is called when the first constraint comes; without it none can be. In `company`: one rank.
     """
-    num_threads = _num_threads(threads, place)
-    torch.set_num_threads(num_threads)
-    is_on_gpu = runs_on_gpu(device=device, dtype=dtype, quantize=quantize, place=place)
+    num_threads = _set_threads(threads, company.place)
+    is_on_gpu = runs_on_gpu(device=device, dtype=dtype, quantize=quantize, place=company.place)
     if is_on_gpu and torch.cuda.is_available():
         begin_device()
     bounds = (ON_GPU if is_on_gpu else ON_CPU).unless(max_running, max_step_tokens)
@@ -103,8 +101,7 @@ def build_worker(
         overlap_depth=overlap_depth or 0,
         report=report,
         grammars=grammars,
-        place=place,
-        meet=meet,
+        company=company,
     )
 
 
@@ -130,14 +127,13 @@ def _build_on_cpu(
     overlap_depth: int,
     report: Report,
     grammars: Grammars,
-    place: Place,
-    meet: Callable[[torch.device], Comm],
+    company: Company,
 ) -> BuiltWorker:
     _expect_room(definition, quantize=quantize, free_bytes=free_host_bytes())
     with timed("build graph", report):
-        step = compile_graph(definition, place=place)
+        step = compile_graph(definition, place=company.place)
         target = pick_target(step, dtype=dtype, quantize=quantize, page_size=page_size, num_threads=num_threads)
-    comm = meet(torch.device("cpu"))
+    comm = company.meet(torch.device("cpu"))
     with timed("load weights", report):
         capture = target.load(step, definition.checkpoint, collectives(comm, target.activation))
     with timed("KV pool", report):
@@ -152,13 +148,7 @@ def _build_on_cpu(
             memory_gb=memory_gb,
         )
         budget = agreed(budget, comm)
-        pool = KvPool(
-            layers=step.layers,
-            num_pages=budget.num_pages,
-            page_size=page_size,
-            dtype=target.activation,
-            device=torch.device("cpu"),
-        )
+        pool = _pool(step, budget.num_pages, page_size=page_size, dtype=target.activation)
     with timed("capture", report):
         inputs = StepInputs(StepLimits(bounds.max_step_tokens, bounds.max_running, budget.pages_per_sequence))
         program = capture(caches=pool.layers, inputs=inputs)
@@ -169,8 +159,8 @@ def _build_on_cpu(
         rows=rows,
         clock=MonotonicClock(),
         overlap_depth=overlap_depth,
-        samples=place.pipe.is_last,
-        is_alone=place.mesh.size == 1,
+        samples=company.place.pipe.is_last,
+        is_alone=company.place.mesh.size == 1,
         close_comm=comm.close,
     )
     made = built(
@@ -184,6 +174,10 @@ def _build_on_cpu(
     )
     options = f"{target.description} {page_size} {budget.num_pages} {bounds}"
     return replace(made, as_rank=worker, fingerprint=fingerprint(definition.checkpoint, options=options))
+
+
+def _pool(step: StepGraph, num_pages: int, *, page_size: int, dtype: torch.dtype) -> KvPool:
+    return KvPool(layers=step.layers, num_pages=num_pages, page_size=page_size, dtype=dtype, device=torch.device("cpu"))
 
 
 def _grammars(definition: ModelDefinition, tokenizer_json: Callable[[], str] | None) -> Grammars:
@@ -212,12 +206,14 @@ def _expect_plain_cache(kv_cache_dtype: str) -> None:
         )
 
 
-def _num_threads(threads: int | None, place: Place) -> int:
+def _set_threads(threads: int | None, place: Place) -> int:
+    """Threads of the kernels and of torch; the ranks of a machine divide its cores among them."""
     available = max(1, len(os.sched_getaffinity(0)) // place.mesh.size)
     if threads is not None and threads > available:
         raise ConfigError(
             f"--threads {threads} is more than the {available} cores this process may use", field="threads"
         )
+    torch.set_num_threads(threads or available)
     return threads or available
 
 
