@@ -9,6 +9,7 @@ understand, when `extensions` is on, and is a ProgramError naming the node other
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import threading
@@ -189,7 +190,8 @@ class EndpointEngine:
         connection = self._connection()
 
         def put(item: object) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, item)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(queue.put_nowait, item)
 
         thread = threading.Thread(target=self._read, args=(connection, path, body, put), daemon=True)
         thread.start()

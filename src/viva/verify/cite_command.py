@@ -34,10 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     sources = load_sources(folder)
     lines = _LinesOfSources(folder, sources)
     fetched = [source.id for source in sources.values() if not source.repository]
+    follow = fetched if arguments.follow else ()
     for file in files:
-        print(
-            f"{file}: {fill_citations(file, lines, move=arguments.move, follow=fetched if arguments.follow else ())} filled"
-        )
+        print(f"{file}: {fill_citations(file, lines, move=arguments.move, follow=follow)} filled")
     return 0
 
 
