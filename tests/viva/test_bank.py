@@ -129,6 +129,19 @@ def test_cite_keeps_a_quote_unless_its_lines_moved_on_purpose(tmp_path: Path) ->
     assert read_yaml(path, Question).citations[0].quote == "\n".join(["new"] * 15)
 
 
+def test_cite_follows_a_quote_that_moved(tmp_path: Path) -> None:
+    """Red when lines put above a quote leave its citation behind, or a quote that is gone gets other lines."""
+    path = tmp_path / "q.yaml"
+    path.write_text(QUESTION.read_text(encoding="utf-8"), encoding="utf-8")
+    before = read_yaml(path, Question).citations[0]
+    moved = ["new"] * (before.lines[0] + 4) + before.quote.split("\n")
+    assert fill_citations(path, lambda _: moved, follow=[before.source]) == 1
+    after = read_yaml(path, Question).citations[0]
+    assert after.lines == (before.lines[0] + 5, before.lines[1] + 5)
+    assert (after.quote, after.sha256) == (before.quote, before.sha256)
+    assert fill_citations(path, lambda _: moved, follow=["meadow"]) == 0
+
+
 def test_cite_refuses_lines_outside_the_file_and_blank_ends(tmp_path: Path) -> None:
     """Red when a citation can be of nothing."""
     path = tmp_path / "q.yaml"

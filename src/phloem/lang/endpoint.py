@@ -197,7 +197,7 @@ class EndpointEngine:
         connection = self._connection()
 
         def put(item: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(queue.put_nowait, item)
 
         thread = threading.Thread(target=self._read, args=(connection, path, body, put), daemon=True)

@@ -14,9 +14,11 @@ WORDS: dict[str, tuple[str, ...]] = {
     "system": ("entrypoints", "config", "metrics", "observ", "server", "http", "serve", "args", "tracing"),
     "execution": ("sched", "engine", "executor", "worker", "runner", "batch", "runtime", "manager"),
 }
-ASIDE = ("hardware_backend", "multimodal", "npu", "bench", "/test", "example", "third_party", "vendor", "models/",
-         "model_loader", "tilelang", "speech", "realtime", "transcription")  # fmt: skip
-CORE = ("/core/", "/v1/engine", "/v1/worker", "/managers/", "/mem_cache/", "/sched/", "/model_executor/")
+ASIDE = (
+    *("hardware_backend", "multimodal", "npu", "bench", "/test", "example", "third_party", "vendor", "models/"),
+    *("model_loader", "tilelang", "/layers/", "warmup", "spec_decode", "speech", "realtime", "transcription"),
+)
+CORE = ("/core/", "/v1/engine/", "/v1/executor/", "/managers/", "/mem_cache/", "/sched/", "model_runner")
 
 
 def module_of(path: str) -> str | None:

@@ -52,14 +52,15 @@ def proposed_names(skeleton: Skeleton) -> tuple[str, ...]:
 
 
 def _title(skeleton: Skeleton) -> tuple[Place, ...]:
-    root, target = skeleton.root.name, skeleton.lead[1].qualname
+    root, target, file = skeleton.root.name, skeleton.lead[1].qualname, skeleton.lead[1].file
     if skeleton.absent:
         return (
             (f"常有人说这里由 `{skeleton.absent}` 负责；在 `{root}` 与 `{target}` 里，真正做事的是谁，按什么顺序？",),
         )
     return (
         (
-            f"`{root}` 按什么顺序做事，它怎样经由 `{skeleton.lead[0]}` 走到 `{target}`，哪些步骤不是每次都发生？",
+            f"`{root}` 按什么顺序做事，它怎样经由 `{skeleton.lead[0]}` 走到 `{file}` 的 `{target}`，"
+            "哪些步骤不是每次都发生？",
             f"从 `{root}` 到 `{target}` 的调用链上，先后次序由什么决定，条件与循环落在哪里？",
         ),
     )

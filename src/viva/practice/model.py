@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 from phloem import RunOptions
 from viva.bank.load import Bank
 from viva.errors import VivaError
+from viva.place import api_key
 from viva.practice.grading import Grader
 from viva.practice.match import Matcher
 from viva.practice.program import ProgramGrader
@@ -21,7 +21,6 @@ from viva.practice.program import ProgramGrader
 EMBEDDED = ("default", "SmolLM2-135M")
 TIMEOUT_S = 90.0
 LOOK_UP_TIMEOUT_S = 10.0
-KEY_VARIABLE = "VIVA_API_KEY"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +55,7 @@ def _endpoint_grader(bank: Bank, url: str, model: str | None, *, timeout_s: floa
 
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
         raise VivaError(f"--endpoint {url}: give a URL such as http://127.0.0.1:8000/v1", field="--endpoint")
-    key = os.environ.get(KEY_VARIABLE, "unused")
+    key = api_key() or "unused"
     name = model or _first_model(url, key)
     engine = EndpointEngine(url, model=name, api_key=key, extensions=False)
 
