@@ -22,6 +22,7 @@ from typing import NoReturn
 from phloem.core.errors import ConfigError
 from phloem.core.resolve import Resolved
 from phloem.launch import models
+from phloem.launch.channels import check_nodes, expect_free
 from phloem.launch.order import Order
 from phloem.launch.process import EngineProcess
 from phloem.launch.program_functions import load_functions
@@ -30,16 +31,27 @@ from phloem.launch.stages import Stages
 BACKLOG = 2048
 
 
-def serve(resolved: Resolved) -> int:
-    """Serve until a signal or the engine's death; the exit code."""
+def serve(resolved: Resolved, *, listener: socket.socket | None = None) -> int:
+    """Serve until a signal or the engine's death, on `listener` if there is one already; the exit code."""
     started_s = time.monotonic()
     config = resolved.config
     signal.signal(signal.SIGTERM, _interrupt)  # until the event loop takes over: unwind, so that nothing is left behind
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    check_nodes(config)
+    if config.node_rank:
+        from phloem.launch.nodes import serve_node
+
+        return serve_node(config)
+    if config.meet is not None:
+        expect_free(config.meet)
     stages = Stages(show_as="server")
     functions = load_functions(config.program_functions)
-    listener = listen(config.host, config.port)
+    listener = listener or listen(config.host, config.port)
+    if config.dp > 1:
+        from phloem.launch.replicated import serve_replicas
+
+        return serve_replicas(resolved, listener)
     with stages.stage("find model"):
         location = models.locate(config.model)
     name = config.served_model_name or location.name
