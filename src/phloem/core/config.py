@@ -79,6 +79,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int, Meta(ge=0, le=65535, description="port where a prefill replica answers others; 0: any free one")
     ] = 0
 
+    # -- cluster
+    cluster: Annotated[Literal["none", "ray"], Meta(description="where replicas run: here, or on a Ray cluster")] = (
+        "none"
+    )
+    ray_address: Annotated[str, Meta(description="Ray's HOST:PORT; auto: the cluster that this machine is in")] = "auto"
+    min_replicas: Annotated[int, Meta(ge=1, le=4096, description="with --cluster: never fewer replicas")] = 1
+    max_replicas: Annotated[int, Meta(ge=1, le=4096, description="with --cluster: never more replicas")] = 1
+
     # -- scheduling
     policy: Annotated[Policy, Meta(description="who goes first among the waiting")] = "lpm"
     max_running: Annotated[int, Meta(ge=1, le=4096, description="sequences running at once")] = 64

@@ -28,6 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "machine": ("device", "threads", "memory_gb", "page_size"),
     "parallelism": ("tp", "ep", "pp", "dp", "router_policy", "nodes", "node_rank", "meet", "role", "kv_port"),
+    "cluster": ("cluster", "ray_address", "min_replicas", "max_replicas"),
     "scheduling": ("policy", "max_running", "max_step_tokens", "max_queue", "overlap", "prefix_cache"),
     "server": (
         "host",

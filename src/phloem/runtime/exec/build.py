@@ -33,6 +33,7 @@ from phloem.runtime.exec.rows import RowStore
 from phloem.runtime.exec.worker import Worker
 from phloem.runtime.grammar.grammars import Grammars, no_vocabulary
 from phloem.runtime.grammar.vocabulary import Vocabulary
+from phloem.runtime.handover.pages import PageBytes
 
 UNQUANTIZED_BITS = {"F32": 32, "F16": 16, "BF16": 16}
 QUANTIZED_BITS = {"int8": 8, "int4": 4}
@@ -159,7 +160,21 @@ def _build_on_cpu(
     )
     made = built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth, grammars=grammars)
     options = f"{target.description} {page_size} {budget.num_pages} {max_running} {max_step_tokens}"
-    return replace(made, as_rank=worker, fingerprint=fingerprint(definition.checkpoint, options=options))
+    layout = f"{type(target).__name__} {target.activation} {quantize}"
+    return replace(
+        made,
+        as_rank=worker,
+        fingerprint=fingerprint(definition.checkpoint, options=options),
+        page_bytes=_page_bytes(pool, definition, layout) if place.mesh.size == 1 else None,
+    )
+
+
+def _page_bytes(pool: KvPool, definition: ModelDefinition, layout: str) -> PageBytes:
+    """The pool's bytes where they lie. What computes them lays them out, so it is part of the fingerprint."""
+    layers = [layer.view(torch.uint8).numpy() for layer in pool.layers]
+    options = f"pages of {pool.page_size}, {layout}"
+    mark = fingerprint(definition.checkpoint, options=options)
+    return PageBytes(layers, page_size=pool.page_size, fingerprint=mark)
 
 
 def _is_for_gpu(device: str, place: Place, *, dtype: str, quantize: str) -> bool:

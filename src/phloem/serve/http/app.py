@@ -153,6 +153,7 @@ def _info_routes(info: InfoEndpoints) -> list[Route]:
         Route("/v1/models/{model:path}", info.model),
         Route("/health", info.health),
         Route("/ready", info.ready),
+        Route("/transfer", info.transfer),
         Route("/metrics", info.metrics),
     ]
 
