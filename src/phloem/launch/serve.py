@@ -38,6 +38,10 @@ def serve(resolved: Resolved, *, listener: socket.socket | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)  # until the event loop takes over: unwind, so that nothing is left behind
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    if config.cluster == "ray":
+        from phloem.launch.cluster import serve_cluster
+
+        return serve_cluster(config)
     check_nodes(config)
     if config.node_rank:
         from phloem.launch.nodes import serve_node
