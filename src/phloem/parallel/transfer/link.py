@@ -1,11 +1,13 @@
 """One connection between two replicas, and what they say over it.
 
     decode replica -- Fetch --> prefill replica        the prompt, and from which page on
+    decode replica <-- Offer -- | -- Answer -->        whether both see the same memory: then bytes go through a slab
     decode replica <-- Refused | Piece* Beat* End --   pages as they are computed, layer by layer, each piece checked
+    decode replica -- Taken -->                        a slot of the slab is free again
 
-A frame is its lengths, a message (msgpack), and the bytes of pages if the message is a Piece. What carries those is
-behind two functions, `send_piece` and `read_payload`: TCP here. A library that moves memory between devices (NIXL) would
-take their place, and leave the messages as they are.
+A frame is its lengths, a message (msgpack), and the bytes of pages if the message is a Piece and there is no slab. What
+carries bytes is behind `send_piece`, `read_payload` and `release`. A library that moves memory between devices (NIXL)
+would stand there as a third way beside TCP and the slab, offered and answered like that one; messages stay.
 """
 
 from __future__ import annotations
@@ -13,8 +15,12 @@ from __future__ import annotations
 import socket
 import struct
 import zlib
+from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
+
+from phloem.parallel.transfer.slab import NUM_SLOTS, Slab
 
 BEAT_S, SILENCE_S = 0.5, 3.0
 """Who computes says so; a peer that is silent for that long is given up."""
@@ -43,6 +49,23 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
     message: str
 
 
+class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
+    """A slab of this name and slots of this size, for who can map it."""
+
+    name: str
+    slot_bytes: int
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
+    """Whether it is mapped."""
+
+    is_mapped: bool
+
+
+class Taken(msgspec.Struct, frozen=True, array_like=True, tag="taken"):
+    """One more slot is free."""
+
+
 class Piece(msgspec.Struct, frozen=True, array_like=True, tag="piece"):
     """One layer of `num_pages` pages of the prompt, from `first_page` on; `checksum` is the CRC-32 of the payload."""
 
@@ -60,9 +83,9 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     """All that there is was sent."""
 
 
-Message = Fetch | Refused | Piece | Beat | End
+Message = Fetch | Refused | Offer | Answer | Taken | Piece | Beat | End
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Message).decode
+_decode: Callable[[memoryview], Message] = msgspec.msgpack.Decoder(Message).decode
 
 
 class Link:
@@ -73,6 +96,8 @@ class Link:
         self._socket.settimeout(SILENCE_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._payload_bytes = 0  # of the last message; to be read before the next one
+        self._slab: Slab | None = None
+        self._num_pieces = self._num_taken = 0
 
     @classmethod
     def to(cls, address: str) -> Link:
@@ -86,9 +111,42 @@ class Link:
         """One message."""
         self._send(message, memoryview(b""))
 
+    def offer_slab(self, slot_bytes: int) -> None:
+        """Ask whether the peer is on this machine; if so, pieces of up to `slot_bytes` need no copy to a socket."""
+        try:
+            slab = Slab.make(slot_bytes)
+        except OSError:  # no such folder here
+            return
+        try:
+            self.send(Offer(slab.name, slot_bytes))
+            answer = self.receive()
+        finally:
+            slab.forget_name()
+        if isinstance(answer, Answer) and answer.is_mapped:
+            self._slab = slab
+
+    def answer_offer(self, offer: Offer) -> None:
+        """Map the slab if it is here."""
+        try:
+            self._slab = Slab(offer.name, slot_bytes=offer.slot_bytes, is_new=False)
+        except OSError:
+            self.send(Answer(False))
+            return
+        self.send(Answer(True))
+
     def send_piece(self, layer: int, first_page: int, num_pages: int, payload: memoryview) -> None:
         """The bytes of some pages of one layer."""
-        self._send(Piece(layer, first_page, num_pages, zlib.crc32(payload)), payload)
+        piece = Piece(layer, first_page, num_pages, zlib.crc32(payload))
+        if self._slab is None:
+            self._send(piece, payload)
+            return
+        while self._num_pieces - self._num_taken >= NUM_SLOTS:
+            if not isinstance(self.receive(), Taken):
+                raise TransferError("something else where a slot was to be given back")
+            self._num_taken += 1
+        self._slab.slot(self._num_pieces, len(payload))[:] = payload
+        self._num_pieces += 1
+        self.send(piece)
 
     def receive(self) -> Message:
         """The next message; after a Piece, `read_payload` is the next call."""
@@ -104,13 +162,29 @@ class Link:
         return message
 
     def read_payload(self, piece: Piece, *, num_bytes: int) -> memoryview:
-        """The bytes of a piece, which must be `num_bytes`, and as they were sent."""
-        if self._payload_bytes != num_bytes:
+        """The bytes of a piece, which must be `num_bytes`, and as they were sent; good until `release`."""
+        if self._slab is not None and num_bytes <= self._slab.slot_bytes:
+            payload = self._slab.slot(self._num_pieces, num_bytes)
+            self._num_pieces += 1
+        elif self._payload_bytes == num_bytes:
+            payload = self._read(num_bytes)
+        else:
             raise TransferError(f"a piece of {self._payload_bytes} bytes where {num_bytes} belong")
-        payload = self._read(num_bytes)
         if zlib.crc32(payload) != piece.checksum:
             raise TransferError(f"corrupt bytes in layer {piece.layer}, pages from {piece.first_page} on")
         return payload
+
+    def release(self) -> None:
+        """What `read_payload` gave is done with."""
+        if self._slab is not None:
+            self.send(Taken())
+
+    def finish(self) -> None:
+        """Send End and wait until the peer has closed: closing with its words unread would take back our last ones."""
+        self.send(End())
+        with suppress(OSError):
+            while self._socket.recv(1 << 12):
+                pass
 
     def close(self) -> None:
         """Let go of it. Closing twice is harmless."""

@@ -35,7 +35,7 @@ from phloem.core.wire import (
     Submit,
     Tokens,
 )
-from phloem.parallel.transfer.link import Beat, End, Fetch, Link, Piece, Refused, TransferError
+from phloem.parallel.transfer.link import Beat, End, Fetch, Link, Offer, Piece, Refused, TransferError
 from phloem.runtime.handover.pages import Arrivals, PageBytes
 from phloem.runtime.loop import Inbox, Outbox
 
@@ -186,7 +186,9 @@ def receive_pages(address: str, fetch: Fetch, arrivals: Arrivals, *, is_cancelle
                     raise TransferError(f"refused: {why}")
                 case Beat():
                     continue
-                case Fetch():
+                case Offer():
+                    link.answer_offer(message)
+                case _:
                     raise TransferError("a question where an answer belongs")
     finally:
         link.close()

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from phloem.core.errors import ConfigError
 from phloem.core.request import SamplingParams
 from phloem.core.wire import Abort, Command, Computed, Event, Failed, Finished, Sent, Submit, Tokens
-from phloem.parallel.transfer.link import BEAT_S, Beat, End, Fetch, Link, Refused, TransferError
+from phloem.parallel.transfer.link import BEAT_S, Beat, Fetch, Link, Refused, TransferError
 from phloem.runtime.handover.fetch import Posts
 from phloem.runtime.handover.pages import PageBytes, send_pages
 from phloem.runtime.loop import Outbox
@@ -90,6 +90,7 @@ class GiveGate:
         if fetch.fingerprint != self._pages.fingerprint:
             link.send(Refused("another model, precision, page size or version: start both replicas alike"))
             return
+        link.offer_slab(self._pages.piece_bytes)
         name = f"{NAME_PREFIX}{next(self._serials)}"
         self._events[name] = SimpleQueue()
         submit = Submit(name, fetch.tokens, ONE_TOKEN, namespace=fetch.namespace, sends_pages=True)
@@ -113,7 +114,7 @@ class GiveGate:
                     send_pages(link, self._pages, pages[num_sent:], first_page=num_sent)
                     num_sent = len(pages)
                 case Finished():
-                    link.send(End())
+                    link.finish()
                     return
                 case Failed(_, _, why):
                     link.send(Refused(why))

@@ -22,7 +22,12 @@ class PageBytes:
 
     def bytes_of(self, layer: int, num_pages: int) -> int:
         """Bytes of so many pages of a layer."""
-        return num_pages * self.layers[layer].shape[1]
+        return num_pages * int(self.layers[layer].shape[1])
+
+    @property
+    def piece_bytes(self) -> int:
+        """Bytes of the largest piece."""
+        return max(PIECE_BYTES, *(self.bytes_of(layer, 1) for layer in range(len(self.layers))))
 
     def read(self, layer: int, pages: Sequence[int]) -> memoryview:
         """A copy of their bytes."""
@@ -68,5 +73,6 @@ class Arrivals:
         num_bytes = self._target.bytes_of(piece.layer, piece.num_pages)
         payload = link.read_payload(piece, num_bytes=num_bytes)
         self._target.write(piece.layer, self._pages[start : start + piece.num_pages], payload)
+        link.release()
         self._num_layers[start : start + piece.num_pages] += 1
         self.num_bytes += num_bytes

@@ -1,7 +1,7 @@
 """Pages on their way between replicas: reserved for what arrives, pinned for what leaves.
 
-Unlike a prefix lease such a page cannot yield, as bytes are being written to it or read from it at this moment. So there
-are never more of them than a share of the pool, and each ends by a command of its own, whatever became of the transfer.
+Unlike a prefix lease such a page cannot yield, as bytes are being written to it or read from it at this moment. So
+there are never more of them than a share of the pool, and each ends by a command of its own, whatever became of it.
 """
 
 from __future__ import annotations
