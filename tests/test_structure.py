@@ -27,7 +27,7 @@ TORCH_FREE = ("phloem", "phloem.core", "phloem.runtime.sched", "phloem.runtime.l
 OPTIONS = (
     "model served_model_name dtype quantize chat_template tool_format reasoning_format max_model_len seed "
     "device threads memory_gb page_size "
-    "tp ep pp "
+    "tp ep pp dp router_policy "
     "policy max_running max_step_tokens max_queue overlap prefix_cache "
     "host port api_key max_body_mb program_functions drain_timeout_s log_level max_restarts record"
 )
