@@ -28,8 +28,8 @@ from phloem.parallel.transfer.link import End, Link, Offer, Piece
 from phloem.runtime.handover.pages import Arrivals, PageBytes, send_pages
 
 OPTIONS = ("--model", "default", "--max-model-len", "2048", "--memory-gb", "0.5", "--max-step-tokens", "256")
-NUM_LAYERS, PAGE_BYTES, NUM_PAGES, NUM_TIMES = 30, 32 << 10, 64, 5
-LOAD_WORDS, STREAM_TOKENS = 500, 96
+NUM_LAYERS, PAGE_BYTES, NUM_PAGES, NUM_TIMES = 30, 32 << 10, 64, 3
+LOAD_WORDS, STREAM_TOKENS = 150, 64
 
 
 def main(_: Sequence[str]) -> int:
@@ -120,6 +120,7 @@ def served(engine: str, url: str, headers: dict[str, str]) -> list[Series]:
         "ITL beside prompts, longest": (gaps[-1],),
         "TTFT of those prompts": tuple(loads),
     }
+    print(engine, {name: round(1000 * statistics.median(values), 1) for name, values in named.items()}, flush=True)
     return [
         Series(workload="handover", metric=name, unit="ms", engine=engine, values=tuple(1000 * s for s in values))
         for name, values in named.items()
