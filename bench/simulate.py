@@ -1,5 +1,5 @@
-"""How far `phloem simulate` is off: a real server on this machine answers a slice of a trace, and the simulator, fitted to
-an earlier run on the same machine, predicts the same slice.
+"""How far `phloem simulate` is off: a real server on this machine answers a slice of a trace, and the simulator, fitted
+to an earlier run on the same machine, predicts the same slice.
 
     python -m bench.simulate ../shared/data/azure_conv_first_half.csv.gz
 """
