@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from phloem.core.clock import MonotonicClock
 from phloem.core.request import SamplingParams
-from phloem.core.wire import Abort, Failed, Finished, Shutdown, Submit, Tokens
+from phloem.core.wire import Abort, Failed, Finished, Received, Reserve, Shutdown, Submit, Tokens
 from phloem.parallel.transfer.link import Link, TransferError
 from phloem.runtime.handover.fetch import FetchGate
 from phloem.runtime.handover.give import GiveGate
@@ -186,6 +187,32 @@ def test_an_abort_ends_the_transfer(decode) -> None:
     _, end = decode.answer("a")
     assert (end.code, isinstance(end, Failed)) == ("aborted", True)
     slow.close()
+
+
+@pytest.mark.parametrize(("num_prompt", "max_tokens"), [(200, 8), (100, 90)], ids=["waits", "runs"])
+def test_who_needs_reserved_pages_waits_for_the_transfer(num_prompt: int, max_tokens: int) -> None:
+    """Red if a request that finds no page but those in transfer makes the engine spin, die, or sleep for ever."""
+    replica = Replica(prefill_gate, num_pages=64)
+    replica.inbox.send([Reserve("x", tuple(range(32 * 4)))])
+    replica.ask("a", tuple(range(num_prompt)), max_tokens=max_tokens)
+    time.sleep(0.3)
+    assert not any(isinstance(event, Finished | Failed) for event in replica.outbox.poll(0.0))
+    replica.inbox.send([Received("x", 0)])
+    _, end = replica.answer("a")
+    assert (type(end), end.num_generated_tokens) == (Finished, max_tokens)
+    replica.close()
+
+
+def test_transfers_take_a_share_at_most() -> None:
+    """Red if prompts that arrive can take the whole pool from those who run."""
+    scheduler = make_scheduler(SETTINGS)
+    prompts = {name: tuple(range(start, start + 4 * 64)) for name, start in (("a", 0), ("b", 1000), ("c", 2000))}
+    reserved = [scheduler.admit(Reserve(name, tokens), 0.0)[0] for name, tokens in prompts.items()]
+    assert [len(event.pages) for event in reserved] == [64, 64, 0]
+    for name in ("a", "b"):
+        scheduler.admit(Received(name, 0), 0.0)
+    scheduler.check()
+    assert scheduler.stats(0.0).pages_free == SETTINGS.num_pages
 
 
 def test_decisions_are_on_record(prefill, tmp_path) -> None:
