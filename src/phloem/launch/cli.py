@@ -229,7 +229,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from phloem.launch import options, serve
 
     _take_model_argument(arguments)
-    return serve.serve(options.resolve_options(arguments))
+    resolved = options.resolve_options(arguments)
+    if resolved.config.cluster == "ray":
+        from phloem.launch.cluster import serve_cluster
+
+        return serve_cluster(resolved.config)
+    return serve.serve(resolved)
 
 
 def _add_router(parser: argparse.ArgumentParser) -> None:

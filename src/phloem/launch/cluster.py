@@ -24,7 +24,7 @@ import msgspec
 
 from phloem.core.config import Config
 from phloem.core.errors import ConfigError, EngineDead
-from phloem.launch.serve import listen
+from phloem.launch.listen import listen
 from phloem.parallel.cluster import RayLauncher, connect
 from phloem.parallel.replica_count import Controller, Scaler
 

@@ -10,11 +10,11 @@ import heapq
 from collections.abc import Iterable, Sequence
 
 import msgspec
+import numpy as np
 
 from phloem.core.clock import ManualClock
 from phloem.core.request import SamplingParams
 from phloem.core.wire import Command, Event, Failed, Finished, Submit, Tokens
-from phloem.memory.ledger.keys import encode_tokens
 from phloem.parallel.replicas import Assignment, Load, Prompt, Routing
 from phloem.runtime.loop import Loop
 from phloem.runtime.sched.build import SchedulerSettings, make_scheduler
@@ -134,7 +134,7 @@ class Fleet:
 
     def _route(self, arrival: Arrival) -> None:
         tokens = arrival.prompt()
-        prompt = Prompt(encode_tokens(tokens), max_tokens=arrival.num_output, page_size=self._page_sizes[0])
+        prompt = Prompt(np.asarray(tokens, ">u4").tobytes(), max_tokens=arrival.num_output, page_size=self._page_sizes[0])
         assignment = self._assigned[arrival.serial] = self._routing.assign(prompt, self._loads)
         index = int(assignment.load.name)
         was_idle = not self._replicas[index].has_work
