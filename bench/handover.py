@@ -1,7 +1,8 @@
 """`python -m bench handover`: what moving a prompt's pages between replicas costs, and what it spares who decodes.
 
 bandwidth   pages of 30 layers of 32 KiB over a loopback connection, read, checked and written
-TTFT        a prompt nobody has seen, one request alone: one server, and a prefill and a decode server
+TTFT        a prompt nobody has seen, one request alone: handed over, computed by one server, and by the prefill server
+            itself (what the handover adds)
 ITL         gaps between the tokens of one stream while other prompts arrive one after another
 Both sides have two threads: one server with two, or two servers with one each.
 """
@@ -28,8 +29,8 @@ from phloem.parallel.transfer.link import End, Link, Offer, Piece
 from phloem.runtime.handover.pages import Arrivals, PageBytes, send_pages
 
 OPTIONS = ("--model", "default", "--max-model-len", "2048", "--memory-gb", "0.5", "--max-step-tokens", "256")
-NUM_LAYERS, PAGE_BYTES, NUM_PAGES, NUM_TIMES = 30, 32 << 10, 64, 3
-LOAD_WORDS, STREAM_TOKENS = 150, 64
+NUM_LAYERS, PAGE_BYTES, NUM_PAGES, NUM_TIMES = 30, 32 << 10, 64, 4
+LOAD_WORDS, STREAM_TOKENS = 150, 48
 
 
 def main(_: Sequence[str]) -> int:
@@ -43,6 +44,7 @@ def main(_: Sequence[str]) -> int:
     with server("--threads", "1", "--role", "prefill") as prefill, server("--threads", "1", "--role", "decode") as url:
         with urllib.request.urlopen(f"{prefill}/transfer") as response:
             address = json.load(response)["address"]
+        peers.append(alone("not handed over", prefill, {}, first=50))
         series += served("phloem", url, {"x-phloem-kv-from": address})
     print(rows.table([*series, *peers], ours="phloem", floors={}))
     context = Context(
@@ -95,8 +97,7 @@ def _transfer(source: PageBytes, target: PageBytes, *, is_shared: bool) -> float
 
 def served(engine: str, url: str, headers: dict[str, str]) -> list[Series]:
     """TTFT alone, then the gaps of a stream beside a load of prompts."""
-    list(arrivals_of(url, words(0, 20), headers, max_tokens=4))  # the first request of a server is slower
-    ttft = tuple(first_token_s(url, words(1 + index, LOAD_WORDS), headers) for index in range(NUM_TIMES))
+    ttft = alone(engine, url, headers, first=1)
     is_over, loads = threading.Event(), []
 
     def load() -> None:
@@ -114,17 +115,25 @@ def served(engine: str, url: str, headers: dict[str, str]) -> list[Series]:
     thread.join()
     gaps = sorted(later - earlier for earlier, later in zip(times, times[1:], strict=False))
     named = {
-        "TTFT, alone": ttft,
         "ITL beside prompts, median": (statistics.median(gaps),),
         "ITL beside prompts, 95 %": (gaps[int(0.95 * len(gaps))],),
         "ITL beside prompts, longest": (gaps[-1],),
         "TTFT of those prompts": tuple(loads),
     }
     print(engine, {name: round(1000 * statistics.median(values), 1) for name, values in named.items()}, flush=True)
-    return [
+    return [ttft] + [
         Series(workload="handover", metric=name, unit="ms", engine=engine, values=tuple(1000 * s for s in values))
         for name, values in named.items()
     ]
+
+
+def alone(engine: str, url: str, headers: dict[str, str], *, first: int) -> Series:
+    """TTFT of prompts numbered from `first` on, one at a time."""
+    list(arrivals_of(url, words(first, 20), headers, max_tokens=4))  # the first request of a server is slower
+    seconds = [first_token_s(url, words(first + 1 + index, LOAD_WORDS), headers) for index in range(NUM_TIMES)]
+    print(engine, "TTFT alone, s:", seconds, flush=True)
+    values = tuple(1000 * each for each in seconds)
+    return Series(workload="handover", metric="TTFT, alone", unit="ms", engine=engine, values=values)
 
 
 def words(seed: int, count: int) -> str:
