@@ -3,7 +3,7 @@
 The replicas are whole (HTTP, scheduler, ledger) but for the model: a worker without one, whose steps take as long as
 the tokens that they compute. So what a policy saves in computed tokens is what it saves in time. Workloads:
 
-    shared    many groups of requests with a prefix in common, in random order; a replica caches a quarter of them
+    shared    many groups of requests with a prefix in common, in random order; a replica can cache a quarter
     mooncake  a recorded trace with its prefix sharing, a block of 512 tokens shrunk to a page of 16
     azure     a recorded trace of lengths, a sixteenth of each: nothing is shared
 
@@ -57,12 +57,12 @@ class Result(NamedTuple):
 
 
 def shared() -> Work:
-    """64 groups of 12 requests: 1,024 tokens in common, 64 of one's own."""
+    """160 groups of 5 requests: 1,024 tokens in common, 64 of one's own."""
     draw = random.Random(6)
-    prefixes = [_tokens(draw, 1024) for _ in range(64)]
-    prompts = [[*prefix, *_tokens(draw, 64)] for prefix in prefixes for _ in range(12)]
+    prefixes = [_tokens(draw, 1024) for _ in range(160)]
+    prompts = [[*prefix, *_tokens(draw, 64)] for prefix in prefixes for _ in range(5)]
     draw.shuffle(prompts)
-    return Work(prompts, num_pages=1250)
+    return Work(prompts, num_pages=2700)
 
 
 def mooncake(count: int = 800) -> Work:

@@ -133,9 +133,7 @@ def parser() -> argparse.ArgumentParser:
     add_options(serve)
     serve.set_defaults(run=_serve)
 
-    router = commands.add_parser("router", description=ROUTER, help="one address in front of several replicas")
-    _add_router(router)
-    router.set_defaults(run=_route)
+    _add_router(commands)
 
     generate = commands.add_parser("generate", description=GENERATE, help="continue a text")
     generate.add_argument("prompt", help="the text; - reads standard input")
@@ -237,10 +235,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     return serve.serve(resolved)
 
 
-def _add_router(parser: argparse.ArgumentParser) -> None:
+def _add_router(commands: argparse._SubParsersAction[TeachingParser]) -> None:
     from phloem.launch.router_options import add_arguments
 
-    add_arguments(parser)
+    router = commands.add_parser("router", description=ROUTER, help="one address in front of several replicas")
+    add_arguments(router)
+    router.set_defaults(run=_route)
 
 
 def _route(arguments: argparse.Namespace) -> int:

@@ -21,10 +21,10 @@ from phloem.core.config import Config
 from phloem.core.errors import ConfigError, EngineDead
 from phloem.core.resolve import Resolved
 from phloem.launch import models
+from phloem.launch.listen import listen
 from phloem.launch.order import EXIT_CALLER
 from phloem.launch.process import describe_exit
 from phloem.launch.router import Router
-from phloem.launch.serve import listen
 from phloem.launch.text import load_text_of
 from phloem.memory.budget import FREE_FRACTION
 

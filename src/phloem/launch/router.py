@@ -21,7 +21,7 @@ from phloem.core.clock import MonotonicClock
 from phloem.core.errors import ConfigError, InvalidRequest
 from phloem.launch import models
 from phloem.launch.front import BYTES_PER_MB, HTTP_STOP_S, HttpServer
-from phloem.launch.serve import listen
+from phloem.launch.listen import listen
 from phloem.launch.text import load_text_of
 from phloem.parallel.replicas import Routing, make_policy
 from phloem.serve.http.admission import Admission

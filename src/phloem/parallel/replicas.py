@@ -18,8 +18,9 @@ from phloem.core.errors import ConfigError
 from phloem.parallel.cache_view import CacheView
 
 RoutingPolicyName = Literal["cache-aware", "least-tokens", "round-robin"]
-CACHE_WEIGHT = 2.0
-"""Of a token that must be computed against one that is in flight: computing it here also evicts another."""
+CACHE_WEIGHT = 8.0
+"""Of a token that must be computed against one in flight: computed here it also evicts another, which is computed again
+later. Measured (bench router, shared, but 96 groups of 8): hit rate 0.59 with 2, 0.79 with 4, 0.80 with 8, of 0.82."""
 MAX_SESSIONS = 1 << 16
 SESSION_SLACK_TOKENS = 8192
 """How much more than the least loaded a session's own replica may have in flight."""
