@@ -134,7 +134,9 @@ class Fleet:
 
     def _route(self, arrival: Arrival) -> None:
         tokens = arrival.prompt()
-        prompt = Prompt(np.asarray(tokens, ">u4").tobytes(), max_tokens=arrival.num_output, page_size=self._page_sizes[0])
+        prompt = Prompt(
+            np.asarray(tokens, ">u4").tobytes(), max_tokens=arrival.num_output, page_size=self._page_sizes[0]
+        )
         assignment = self._assigned[arrival.serial] = self._routing.assign(prompt, self._loads)
         index = int(assignment.load.name)
         was_idle = not self._replicas[index].has_work
