@@ -24,6 +24,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run the named workloads; 0 when every one of ours was measured."""
     if arguments[:1] == ["serve"]:
         return serve.main(arguments[1:])
+    if arguments[:1] == ["router"]:
+        from bench import router
+
+        return router.main(arguments[1:])
+    if arguments[:1] == ["handover"]:
+        from bench import handover
+
+        return handover.main(arguments[1:])
     if arguments[:1] == ["programs"]:
         from bench.programs import measure
 

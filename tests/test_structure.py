@@ -28,7 +28,8 @@ OPTIONS = (
     "model served_model_name dtype quantize kv_cache_dtype deterministic "
     "chat_template tool_format reasoning_format max_model_len seed "
     "device threads memory_gb page_size "
-    "tp ep pp "
+    "tp ep pp dp router_policy "
+    "nodes node_rank meet role kv_port cluster ray_address min_replicas max_replicas "
     "policy max_running max_step_tokens max_queue overlap prefix_cache "
     "host port api_key max_body_mb program_functions drain_timeout_s log_level max_restarts record"
 )

@@ -10,6 +10,7 @@ from msgspec import Meta
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantize = Literal["auto", "none", "int8", "int4", "fp8"]
 KvCacheDtype = Literal["auto", "fp8"]
+Role = Literal["mixed", "prefill", "decode"]
 Policy = Literal["fcfs", "lpm", "priority"]
 ToolFormatName = Literal[
     "auto", "none", "hermes", "llama3", "mistral", "mistral-v11", "deepseek", "deepseek-v3.1", "qwen3-coder"
@@ -70,6 +71,30 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tp: Annotated[int, Meta(ge=1, le=64, description="ranks that share every layer (tensor parallel)")] = 1
     ep: Annotated[int, Meta(ge=1, le=64, description="of those ranks, how many hold whole experts (1 or --tp)")] = 1
     pp: Annotated[int, Meta(ge=1, le=64, description="stages that share the layers (pipeline parallel)")] = 1
+    dp: Annotated[int, Meta(ge=1, le=64, description="replicas on this machine, with a router in front")] = 1
+    router_policy: Annotated[
+        Literal["cache-aware", "least-tokens", "round-robin"], Meta(description="with --dp: where a request goes")
+    ] = "cache-aware"
+    nodes: Annotated[int, Meta(ge=1, le=64, description="machines that share the ranks of a replica")] = 1
+    node_rank: Annotated[int, Meta(ge=0, le=63, description="which of --nodes this machine is; node 0 serves")] = 0
+    meet: Annotated[
+        str | None, Meta(description="HOST:PORT of node 0 where --nodes meet; the two ports above it are used, too")
+    ] = None
+
+    role: Annotated[
+        Role, Meta(description="prefill: computes prompts for other replicas, too; decode: lets others compute prompts")
+    ] = "mixed"
+    kv_port: Annotated[
+        int, Meta(ge=0, le=65535, description="port where a prefill replica answers others; 0: any free one")
+    ] = 0
+
+    # -- cluster
+    cluster: Annotated[Literal["none", "ray"], Meta(description="where replicas run: here, or on a Ray cluster")] = (
+        "none"
+    )
+    ray_address: Annotated[str, Meta(description="Ray's HOST:PORT; auto: the cluster that this machine is in")] = "auto"
+    min_replicas: Annotated[int, Meta(ge=1, le=4096, description="with --cluster: never fewer replicas")] = 1
+    max_replicas: Annotated[int, Meta(ge=1, le=4096, description="with --cluster: never more replicas")] = 1
 
     # -- scheduling
     policy: Annotated[Policy, Meta(description="who goes first among the waiting")] = "lpm"

@@ -29,6 +29,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit", tag_field="type"):
     priority: int = 0
     namespace: str = ""
     leases: tuple[Lease, ...] = ()
+    kv_from: str | None = None  # host:port of a replica that computes the prompt; the scheduler never sees it
+    sends_pages: bool = False  # report its pages as they are computed (`Computed`), and keep them until `Sent`
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop", tag_field="type"):
@@ -50,13 +52,42 @@ class Release(msgspec.Struct, frozen=True, tag="release", tag_field="type"):
     leases: tuple[str, ...]
 
 
+class Reserve(msgspec.Struct, frozen=True, tag="reserve", tag_field="type"):
+    """Lease pages for the whole pages of `tokens` that are not cached, to be filled from outside. Answered by
+    `Reserved`, ended by `Received`."""
+
+    name: str
+    tokens: tuple[int, ...]
+    namespace: str = ""
+
+
+class Received(msgspec.Struct, frozen=True, tag="received", tag_field="type"):
+    """The first `num_pages` of the pages reserved under `name` are filled: they are a cached prefix now, leased under
+    `name` until a `Release`; the others are free again."""
+
+    name: str
+    num_pages: int
+
+
+class Sent(msgspec.Struct, frozen=True, tag="sent", tag_field="type"):
+    """The pages of a request with `sends_pages` need not be kept any longer."""
+
+    request_id: str
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown", tag_field="type"):
     """Finish what runs, refuse what waits if `drain` is false, then exit."""
 
     drain: bool = True
 
 
-Command = Submit | Stop | Abort | Release | Shutdown
+class WatchCache(msgspec.Struct, frozen=True, tag="watch_cache", tag_field="type"):
+    """Answer with a snapshot of the prefix index, and with every change from then on; or, `on` false, no more."""
+
+    on: bool = True
+
+
+Command = Submit | Stop | Abort | Release | WatchCache | Reserve | Received | Sent | Shutdown
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens", tag_field="type"):
@@ -87,6 +118,33 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="type"):
     request_id: str
     code: str
     message: str
+
+
+class CacheChange(msgspec.Struct, frozen=True, tag="cache_change", tag_field="type"):
+    """Whole pages (core.digest) that the prefix index gained and lost. `sequence` counts up by one from a snapshot:
+    everything there is, in the place of what was known before. After a gap, ask for a snapshot."""
+
+    sequence: int
+    page_size: int
+    inserted: tuple[int, ...] = ()
+    evicted: tuple[int, ...] = ()
+    is_snapshot: bool = False
+
+
+class Reserved(msgspec.Struct, frozen=True, tag="reserved", tag_field="type"):
+    """The answer to `Reserve`: `first_page` pages of the prompt are cached, `pages` are to be filled with those after
+    them. None: there is nothing to fill, or no room."""
+
+    name: str
+    first_page: int
+    pages: tuple[int, ...]
+
+
+class Computed(msgspec.Struct, frozen=True, tag="computed", tag_field="type"):
+    """The pages of a request with `sends_pages` whose tokens are computed by now, from the prompt's first page on."""
+
+    request_id: str
+    pages: tuple[int, ...]
 
 
 class Stats(msgspec.Struct, frozen=True, tag="stats", tag_field="type"):
@@ -121,6 +179,9 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="type"):
     stages: tuple[tuple[str, float], ...] = ()
     memory: str = ""
     is_warm: bool = True
+    role: str = "mixed"
+    kv_address: str | None = None  # host:port where a prefill replica computes prompts for others
+    kv_fingerprint: str = ""  # what replicas that hand pages over have in common
 
 
 class Dead(msgspec.Struct, frozen=True, tag="dead", tag_field="type"):
@@ -131,7 +192,7 @@ class Dead(msgspec.Struct, frozen=True, tag="dead", tag_field="type"):
     field: str | None = None
 
 
-Event = Tokens | Finished | Failed | Stats | Ready | Dead
+Event = Tokens | Finished | Failed | CacheChange | Reserved | Computed | Stats | Ready | Dead
 
 encode = msgspec.msgpack.Encoder().encode
 decode_commands = msgspec.msgpack.Decoder(list[Command]).decode

@@ -39,6 +39,16 @@ Serve a model behind the OpenAI API: /v1/models, /v1/completions, /v1/chat/compl
 exit codes: 0 stopped by a signal after draining, 1 the engine failed, 2 an option or the model is wrong,
 70 the engine process died (open requests were answered with an error first)."""
 
+ROUTER = """\
+Put one address in front of several replicas, and send each request where most of its prompt is cached.
+
+  phloem router --replica http://10.0.0.1:8000 --replica http://10.0.0.2:8000 --model default
+  phloem router --policy least-tokens --port 9000
+  curl -s http://127.0.0.1:8080/replicas
+  curl -s http://127.0.0.1:8080/replicas -d '{"url": "http://10.0.0.3:8000"}'      # add one; -X DELETE drains one
+
+exit codes: 0 stopped by a signal after draining, 2 an option or a replica is wrong."""
+
 GENERATE = """\
 Continue a text and print what the model says, as it says it.
 
@@ -76,6 +86,14 @@ Show a structured-generation program: its nodes as traced, and after each pass t
   phloem program show judge.py
   phloem program show judge.py --name judge --pass parallel
   phloem program show judge.json --format mermaid        # or svg, json"""
+
+SIMULATE = """\
+What a fleet would do with a trace: the real scheduler and router on a virtual clock, with a cost a step in the place of
+a model; docs/cluster.md states how far to trust it.
+
+  phloem simulate trace.jsonl --gpus 64 --tp 2 --rate 20             H200s, by the rates measured on one
+  phloem serve --record run.phloem; phloem simulate --fit run.phloem   step costs fitted to what this machine did
+  phloem simulate trace.csv --fit run.phloem --replicas 4 --router round-robin"""
 
 MODELS = """\
 List the models that are known by name and those in the cache folder, or fetch one.
@@ -115,6 +133,8 @@ def parser() -> argparse.ArgumentParser:
     add_options(serve)
     serve.set_defaults(run=_serve)
 
+    _add_router(commands)
+
     generate = commands.add_parser("generate", description=GENERATE, help="continue a text")
     generate.add_argument("prompt", help="the text; - reads standard input")
     generate.add_argument("--chat", action="store_true", help="wrap the text in the model's chat template")
@@ -152,6 +172,10 @@ def parser() -> argparse.ArgumentParser:
     program.add_argument("--format", choices=("text", "mermaid", "svg", "json"), default="text", metavar="FORM",
                          help="text (default), mermaid, svg or json")  # fmt: skip
     program.set_defaults(run=_program)
+
+    simulate = commands.add_parser("simulate", description=SIMULATE, help="what a fleet would do with a trace")
+    _add_simulation(simulate)
+    simulate.set_defaults(run=_simulate)
 
     models = commands.add_parser("models", description=MODELS, help="list or fetch models")
     models.add_argument("action", nargs="?", choices=("list", "fetch"), default="list", metavar="list|fetch")
@@ -203,7 +227,26 @@ def _serve(arguments: argparse.Namespace) -> int:
     from phloem.launch import options, serve
 
     _take_model_argument(arguments)
-    return serve.serve(options.resolve_options(arguments))
+    resolved = options.resolve_options(arguments)
+    if resolved.config.cluster == "ray":
+        from phloem.launch.cluster import serve_cluster
+
+        return serve_cluster(resolved.config)
+    return serve.serve(resolved)
+
+
+def _add_router(commands: argparse._SubParsersAction[TeachingParser]) -> None:
+    from phloem.launch.router_options import add_arguments
+
+    router = commands.add_parser("router", description=ROUTER, help="one address in front of several replicas")
+    add_arguments(router)
+    router.set_defaults(run=_route)
+
+
+def _route(arguments: argparse.Namespace) -> int:
+    from phloem.launch import router
+
+    return router.route(arguments)
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -236,6 +279,18 @@ def _program(arguments: argparse.Namespace) -> int:
     from phloem.launch import program_file
 
     return program_file.show(arguments.file, name=arguments.name, only=arguments.only, form=arguments.format)
+
+
+def _add_simulation(parser: argparse.ArgumentParser) -> None:
+    from phloem.launch.simulate_options import add_arguments
+
+    add_arguments(parser)
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from phloem.launch import simulate
+
+    return simulate.run(arguments)
 
 
 def _models(arguments: argparse.Namespace) -> int:

@@ -29,7 +29,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "seed",
     ),
     "machine": ("device", "threads", "memory_gb", "page_size"),
-    "parallelism": ("tp", "ep", "pp"),
+    "parallelism": ("tp", "ep", "pp", "dp", "router_policy", "nodes", "node_rank", "meet", "role", "kv_port"),
+    "cluster": ("cluster", "ray_address", "min_replicas", "max_replicas"),
     "scheduling": ("policy", "max_running", "max_step_tokens", "max_queue", "overlap", "prefix_cache"),
     "server": (
         "host",
@@ -57,6 +58,13 @@ OFFLINE_OMITS = (
     "program_functions",
     "drain_timeout_s",
     "max_restarts",
+    "nodes",
+    "node_rank",
+    "dp",
+    "router_policy",
+    "meet",
+    "role",
+    "kv_port",
 )
 """Options that mean nothing without a server."""
 

@@ -5,9 +5,11 @@ It builds the same worker as rank 0 at its own place of the mesh, says Joined, a
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,6 +23,8 @@ from phloem.parallel.mailroom import BEAT_S, Arrived, Beat, FromRank, Gone, Join
 if TYPE_CHECKING:
     import torch
 
+CUT_GRACE_S = 1.0
+
 
 def main() -> int:
     """Run one rank; the exit code is 0 after Quit, 1 otherwise."""
@@ -29,12 +33,14 @@ def main() -> int:
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=RankOrder)
     threading.Thread(target=die_with, args=(sys.stdin.fileno(), EXIT_ENGINE), daemon=True).start()
     mesh = order.mesh
-    post = RankPost(plans=order.plans, results=order.results, rank=order.rank, num_ranks=mesh.size)
+    post = RankPost(plans=order.plans, results=order.results, rank=order.rank, num_ranks=mesh.size, on_cut=end_soon)
     voice = Voice(post, order.rank)
     try:
         _serve(order, post, voice)
     except PhloemError as error:
         voice.say(Gone(order.rank, error.code, error.message, error.field))
+        if order.config.nodes > 1:  # rank 0 and who reads its words may be far away
+            print(f"phloem: rank {order.rank}: {error.message}", file=sys.stderr, flush=True)
         return EXIT_ENGINE
     except BaseException as error:
         voice.say(Gone(order.rank, PhloemError.code, f"{type(error).__name__}: {error}"))
@@ -43,6 +49,12 @@ def main() -> int:
         voice.stop()
         post.close()
     return 0
+
+
+def end_soon() -> None:
+    """End this process: rank 0 on another machine is gone. What it said last, such as Quit, is heard first."""
+    time.sleep(CUT_GRACE_S)
+    os._exit(EXIT_ENGINE)
 
 
 def _serve(order: RankOrder, post: RankPost, voice: Voice) -> None:

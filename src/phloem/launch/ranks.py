@@ -20,8 +20,9 @@ import msgspec
 
 from phloem.core.config import Config
 from phloem.core.errors import ConfigError
+from phloem.launch.channels import channels_between, channels_in, ranks_of_node
 from phloem.launch.process import describe_exit
-from phloem.parallel.mailroom import DeciderPost, shared_memory_works
+from phloem.parallel.mailroom import DeciderPost
 from phloem.parallel.mesh import Mesh
 
 START_TIMEOUT_S = 600.0
@@ -63,19 +64,18 @@ class Ranks:
 
     def __init__(self, *, config: Config, source: Path | str, on_lost: Callable[[str], None]) -> None:
         memory = Path("/dev/shm")
-        self._folder = Path(tempfile.mkdtemp(prefix="phloem-ranks-", dir=memory if memory.is_dir() else None))
-        self.meeting = f"file://{self._folder}/meeting"
-        results = f"ipc://{self._folder}/results"
-        plans = f"file://{self._folder}/plans" if shared_memory_works() else f"ipc://{self._folder}/plans"
         mesh = mesh_of(config)
+        self._folder = Path(tempfile.mkdtemp(prefix="phloem-ranks-", dir=memory if memory.is_dir() else None))
+        channels = channels_in(self._folder) if config.meet is None else channels_between(config.meet)
+        self.meeting = channels.meeting
         self.description = f"{mesh.size} ranks (tp {mesh.tensor}, pp {mesh.pipe})"
         self._on_lost = on_lost
-        self.post = DeciderPost(plans=plans, results=results, num_ranks=mesh.size, on_lost=self._lose)
-        order = RankOrder(config, str(source), 0, self.meeting, plans, results)
+        self.post = DeciderPost(plans=channels.plans, results=channels.results, num_ranks=mesh.size, on_lost=self._lose)
+        order = RankOrder(config, str(source), 0, self.meeting, channels.plans, channels.results)
         self._is_ending = False
-        self._processes = [_start(msgspec.structs.replace(order, rank=rank)) for rank in range(1, mesh.size)]
-
-        for rank, process in enumerate(self._processes, start=1):
+        here = [rank for rank in ranks_of_node(config) if rank]
+        self._processes = [start_rank(order, rank) for rank in here]
+        for rank, process in zip(here, self._processes, strict=True):
             threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
 
     def await_all(self, fingerprint: str) -> None:
@@ -112,11 +112,12 @@ class Ranks:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _start(order: RankOrder) -> subprocess.Popen[bytes]:
+def start_rank(order: RankOrder, rank: int) -> subprocess.Popen[bytes]:
+    """Start a process on this machine and give it the order for `rank`."""
     process = subprocess.Popen([sys.executable, "-P", "-m", "phloem.launch.rank"], stdin=subprocess.PIPE)
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it died at once: its silence says so
-        process.stdin.write(msgspec.json.encode(order) + b"\n")
+        process.stdin.write(msgspec.json.encode(msgspec.structs.replace(order, rank=rank)) + b"\n")
         process.stdin.flush()
     return process
 

@@ -10,7 +10,6 @@ the engine dies -> every open request ends with an error, /health says 503; anot
 
 from __future__ import annotations
 
-import errno
 import logging
 import signal
 import socket
@@ -19,27 +18,37 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from phloem.core.errors import ConfigError
 from phloem.core.resolve import Resolved
 from phloem.launch import models
+from phloem.launch.channels import check_nodes, expect_free
+from phloem.launch.listen import listen
 from phloem.launch.order import Order
 from phloem.launch.process import EngineProcess
 from phloem.launch.program_functions import load_functions
 from phloem.launch.stages import Stages
 
-BACKLOG = 2048
 
-
-def serve(resolved: Resolved) -> int:
-    """Serve until a signal or the engine's death; the exit code."""
+def serve(resolved: Resolved, *, listener: socket.socket | None = None) -> int:
+    """Serve until a signal or the engine's death, on `listener` if there is one already; the exit code."""
     started_s = time.monotonic()
     config = resolved.config
     signal.signal(signal.SIGTERM, _interrupt)  # until the event loop takes over: unwind, so that nothing is left behind
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    check_nodes(config)
+    if config.node_rank:
+        from phloem.launch.nodes import serve_node
+
+        return serve_node(config)
+    if config.meet is not None:
+        expect_free(config.meet)
     stages = Stages(show_as="server")
     functions = load_functions(config.program_functions)
-    listener = listen(config.host, config.port)
+    listener = listener or listen(config.host, config.port)
+    if config.dp > 1:
+        from phloem.launch.replicated import serve_replicas
+
+        return serve_replicas(resolved, listener)
     with stages.stage("find model"):
         location = models.locate(config.model)
     name = config.served_model_name or location.name
@@ -54,36 +63,6 @@ def serve(resolved: Resolved) -> int:
             with stages.stage("load tokenizer"):
                 front = build_front(config=config, order=order, location=location, functions=functions)
             return Serving(config=config, engine=engine, front=front, listener=listener, started_s=started_s).run()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, bound before anything slow happens. ConfigError names the port or the host and the remedy."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError) as error:
-        raise ConfigError(f"--host {host!r} is not an address of this machine: {error}", field="host") from error
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise _listen_error(error, host, port) from error
-    return listener
-
-
-def _listen_error(error: OSError, host: str, port: int) -> ConfigError:
-    if error.errno == errno.EADDRINUSE:
-        other = port + 1 if port < 65535 else 8000
-        return ConfigError(
-            f"port {port} on {host} is in use; stop what listens there, or choose another port, such as --port {other} "
-            "(--port 0 takes any free one)",
-            field="port",
-        )
-    if error.errno == errno.EACCES:
-        return ConfigError(f"port {port} needs privileges; choose one above 1023, such as --port 8000", field="port")
-    return ConfigError(f"cannot listen on {host} port {port}: {error.strerror}", field="host")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

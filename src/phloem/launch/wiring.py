@@ -14,6 +14,7 @@ from phloem.core import wire
 from phloem.core.clock import MonotonicClock
 from phloem.core.config import Config
 from phloem.core.errors import ConfigError
+from phloem.launch.handover import Handover, join_handover
 from phloem.launch.order import EXIT_ENGINE, NULL_MODEL
 from phloem.launch.ranks import START_TIMEOUT_S, Ranks, mesh_of
 from phloem.launch.stages import Stages
@@ -22,7 +23,9 @@ from phloem.parallel.mesh import Mesh
 from phloem.runtime.grammar.gate import GrammarGate
 from phloem.runtime.grammar.grammars import Grammars
 from phloem.runtime.grammar.vocabulary import Vocabulary
-from phloem.runtime.loop import Inbox, Loop, Outbox, Worker
+from phloem.runtime.handover.fetch import Posts
+from phloem.runtime.handover.pages import PageBytes
+from phloem.runtime.loop import Loop, Outbox, Worker
 from phloem.runtime.null import NullWorker, hash_chooser
 from phloem.runtime.record import Recorder, RecordingScheduler
 from phloem.runtime.sched.build import SchedulerSettings, make_scheduler
@@ -53,6 +56,7 @@ class Hands:
     grammars: Grammars
     num_micro_batches: int = 1
     ranks: Ranks | None = None
+    page_bytes: PageBytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,7 @@ class Engine:
     hands: Hands
     max_prompt_len: int
     recording: BinaryIO | None
+    handover: Handover
 
     def ready(self, *, name: str, stages: tuple[tuple[str, float], ...]) -> wire.Ready:
         """The introduction that the front end waits for."""
@@ -74,10 +79,14 @@ class Engine:
             stages=stages,
             memory=f"{self.hands.memory}; {self.hands.backend}",
             is_warm=self.hands.worker.is_warm,
+            role=self.handover.role,
+            kv_address=self.handover.address,
+            kv_fingerprint=self.handover.fingerprint,
         )
 
     def close(self) -> None:
         """Give the model's memory back, and complete the recording."""
+        self.handover.close()
         self.hands.worker.close()
         if self.hands.ranks is not None:
             self.hands.ranks.end()
@@ -89,7 +98,7 @@ def build_engine(
     *,
     config: Config,
     source: Path | str,
-    inbox: Inbox,
+    inbox: Posts,
     outbox: Outbox,
     stages: Stages,
     on_lost: Callable[[str], None] = lambda why: None,
@@ -113,16 +122,19 @@ def build_engine(
     scheduler = make_scheduler(settings)
     recording = None if config.record is None else open_recording(config.record)
     decider = scheduler if recording is None else RecordingScheduler(scheduler, Recorder(recording, settings=settings))
+    handover = join_handover(config, hands.page_bytes, inbox=inbox, outbox=outbox)
     clock = MonotonicClock()
     loop = Loop(
         scheduler=decider,
         worker=hands.worker,
-        inbox=GrammarGate(inbox=inbox, outbox=outbox, grammars=hands.grammars),
-        outbox=outbox,
+        inbox=GrammarGate(inbox=handover.inbox, outbox=handover.outbox, grammars=hands.grammars),
+        outbox=handover.outbox,
         clock=clock,
         depth=hands.overlap_depth,
     )
-    return Engine(loop=loop, hands=hands, max_prompt_len=scheduler.max_prompt_len, recording=recording)
+    return Engine(
+        loop=loop, hands=hands, max_prompt_len=scheduler.max_prompt_len, recording=recording, handover=handover
+    )
 
 
 def open_recording(path: str) -> BinaryIO:
@@ -212,6 +224,7 @@ def hands_of(
         grammars=built.grammars,
         num_micro_batches=num_micro_batches,
         ranks=ranks,
+        page_bytes=built.page_bytes if ranks is None else None,
     )
 
 
@@ -248,6 +261,7 @@ def null_hands(config: Config) -> Hands:
     )
     return Hands(
         worker=worker,
+        page_bytes=worker.page_bytes,
         num_pages=NULL_PAGES,
         max_running=max_running,
         max_step_tokens=config.max_step_tokens or NULL_STEP_TOKENS,

@@ -29,6 +29,7 @@ from phloem.parallel.ring import Ring, RingFull
 
 BEAT_S, SILENCE_S = 0.5, 3.0
 """A rank that was silent for that long is lost: noticed well within 5 s."""
+CUT_POLL_MS = 100
 
 
 class RankStep(msgspec.Struct, frozen=True, array_like=True, tag="step"):
@@ -88,19 +89,29 @@ _decode_from_rank = msgspec.msgpack.Decoder(FromRank).decode
 
 
 class RankPost:
-    """A rank's end of both channels."""
+    """A rank's end of both channels. Between machines, `on_cut` is called, once and on a thread of its own, when the
+    decider ended, was stopped or is cut off; on one machine standard input tells."""
 
-    def __init__(self, *, plans: str, results: str, rank: int, num_ranks: int) -> None:
+    def __init__(
+        self, *, plans: str, results: str, rank: int, num_ranks: int, on_cut: Callable[[], None] = lambda: None
+    ) -> None:
         self._rank = rank
+        self._is_closing = False
         self._context = zmq.Context[zmq.Socket[bytes]]()
         self._results = self._context.socket(zmq.PUSH)
         self._results.connect(results)
         self._ring: Ring | None = None
         self._plans: zmq.Socket[bytes] | None = None
+        self._watcher: threading.Thread | None = None
         if urlsplit(plans).scheme == "file":
             self._ring = Ring(Path(urlsplit(plans).path), num_readers=num_ranks - 1, reader=rank - 1)
         else:
             self._plans = self._context.socket(zmq.DEALER)
+            self._plans.setsockopt(zmq.HEARTBEAT_IVL, round(1000 * BEAT_S))
+            self._plans.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(1000 * SILENCE_S))
+            cuts = self._plans.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._watcher = threading.Thread(target=self._watch, args=(cuts, on_cut), daemon=True)
+            self._watcher.start()
             self._plans.setsockopt(zmq.IDENTITY, _identity(rank))
             self._plans.connect(plans)
             self._plans.send(b"")
@@ -120,12 +131,23 @@ class RankPost:
 
     def close(self) -> None:
         """Let go of what was said, at most a second."""
+        self._is_closing = True
         self._results.close(linger=1000)
         if self._plans is not None:
             self._plans.close(linger=0)
+        if self._watcher is not None:
+            self._watcher.join()
         self._context.term()
         if self._ring is not None:
             self._ring.close()
+
+    def _watch(self, cuts: zmq.SyncSocket, on_cut: Callable[[], None]) -> None:
+        while not self._is_closing:
+            if cuts.poll(CUT_POLL_MS):
+                if not self._is_closing:
+                    on_cut()
+                break
+        cuts.close(linger=0)
 
 
 class DeciderPost:
@@ -147,8 +169,10 @@ class DeciderPost:
         else:
             self._plans = self._context.socket(zmq.ROUTER)
             self._plans.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            self._plans.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a rank that was started again has its old name
             self._plans.bind(plans)
         self._arrived: Queue[Arrived] = Queue()
+        self._has_arrived: set[int] = set()
         self._joined: Queue[Joined] = Queue()
         self._results: Queue[StepResult] = Queue()
         self._lock = threading.Lock()
@@ -254,7 +278,10 @@ class DeciderPost:
                 self._results.put(result)
             case Gone(rank, _, why):
                 self.lose(f"rank {rank} ended: {why}")
+            case Arrived(rank) if rank in self._has_arrived:  # its node did not wait for us to notice
+                self.lose(f"rank {rank} died, and was started again where it runs")
             case Arrived(rank):
+                self._has_arrived.add(rank)
                 heard_s[rank] = time.monotonic()
                 self._arrived.put(message)
             case Joined(rank):

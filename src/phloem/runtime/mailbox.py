@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from threading import Condition
+from threading import Condition, Lock
 from typing import Generic, TypeVar
 
 import zmq
@@ -24,6 +24,16 @@ class ZmqInbox:
         self._socket = context.socket(zmq.PULL)
         self._socket.set_hwm(0)
         self._socket.connect(address)
+        own_address = f"inproc://commands-{id(self)}"  # what this process tells itself
+        self._socket.bind(own_address)
+        self._own = context.socket(zmq.PUSH)
+        self._own.connect(own_address)
+        self._lock = Lock()
+
+    def post(self, commands: list[Command]) -> None:
+        """From any thread of this process; in order, as one frame."""
+        with self._lock:
+            self._own.send(encode(commands))
 
     def poll(self, timeout_s: float | None) -> list[Command]:
         """All commands that have arrived; waits for the first at most `timeout_s`, or for ever (None)."""
@@ -39,6 +49,8 @@ class ZmqInbox:
 
     def close(self) -> None:
         """Close the socket; what has not been read is lost."""
+        with self._lock:
+            self._own.close(linger=0)
         self._socket.close(linger=0)
 
 
@@ -72,6 +84,10 @@ class Mailbox(Generic[Message]):
         with self._arrived:
             self._messages.extend(messages)
             self._arrived.notify()
+
+    def post(self, messages: list[Message]) -> None:
+        """As `send`: from any thread."""
+        self.send(messages)
 
     def poll(self, timeout_s: float | None) -> list[Message]:
         """All messages that have arrived; waits for the first at most `timeout_s`, or for ever (None)."""

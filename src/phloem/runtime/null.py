@@ -19,6 +19,7 @@ from phloem.core.plan import ALL_LOGITS, LAST_LOGITS, RowStart, StepPlan
 from phloem.core.request import Constraint, TokenLogprob
 from phloem.core.result import StepResult
 from phloem.runtime.grammar.matcher import Matcher
+from phloem.runtime.handover.pages import PageBytes
 from phloem.runtime.sched.seeds import mix
 
 EMPTY = -1
@@ -123,6 +124,12 @@ class NullWorker:
     def prepare(self) -> bool:
         """There is nothing to prepare."""
         return False
+
+    @property
+    def page_bytes(self) -> PageBytes:
+        """What its pages remember, as two layers."""
+        layers = [slots.view(np.uint8) for slots in (self._slot_tokens, self._slot_positions)]
+        return PageBytes(layers, page_size=self._page_size, fingerprint=f"null {self._page_size}")
 
     def submit(self, plan: StepPlan) -> NullHandle:
         """Apply a plan. AssertionError naming the row or page if it is not sound."""

@@ -12,6 +12,7 @@ import zmq
 from phloem.core import wire
 from phloem.core.errors import EngineDead, InvalidRequest, PhloemError
 from phloem.core.request import TokenLogprob
+from phloem.serve.cache_feed import CacheFeed
 
 RequestEvent = wire.Tokens | wire.Finished | wire.Failed
 
@@ -39,6 +40,9 @@ class EngineClient(Protocol):
     def release(self, leases: Sequence[str]) -> None:
         """Nobody needs these prefixes any more."""
 
+    def cache_changes(self) -> AsyncGenerator[wire.CacheChange, None]:
+        """A snapshot of the prefix index, then its changes, until it is closed."""
+
     def stats(self) -> wire.Stats | None:
         """The engine's latest counters."""
 
@@ -55,6 +59,7 @@ class OpenRequests:
     def __init__(self) -> None:
         self._queues: dict[str, asyncio.Queue[RequestEvent]] = {}
         self._changed = asyncio.Event()
+        self.cache = CacheFeed()
         self.engine: wire.Ready | None = None
         self.stats: wire.Stats | None = None
         self.dead: PhloemError | None = None
@@ -73,11 +78,14 @@ class OpenRequests:
             case wire.Finished() | wire.Failed():
                 if (queue := self._queues.pop(event.request_id, None)) is not None:
                     queue.put_nowait(event)
+            case wire.CacheChange():
+                self.cache.route(event)
             case wire.Stats():
                 self.stats = event
             case wire.Ready():
                 self.engine, self.dead = event, None
                 self._changed.set()
+                self.cache.engine_started()
             case wire.Dead():
                 self.fail_all(EngineDead(event.message, field=event.field))
 
@@ -180,6 +188,9 @@ class ZmqEngineClient:
     def release(self, leases: Sequence[str]) -> None:
         self.send(wire.Release(tuple(leases)))
 
+    def cache_changes(self) -> AsyncGenerator[wire.CacheChange, None]:
+        return self._requests.cache.changes(self.send)
+
     def stats(self) -> wire.Stats | None:
         return self._requests.stats
 
@@ -280,6 +291,9 @@ class FakeEngineClient:
 
     def release(self, leases: Sequence[str]) -> None:
         self._receive(wire.Release(tuple(leases)))
+
+    def cache_changes(self) -> AsyncGenerator[wire.CacheChange, None]:
+        return self._requests.cache.changes(self._receive)
 
     def stats(self) -> wire.Stats | None:
         return self._requests.stats

@@ -19,6 +19,7 @@ from phloem.core.plan import PageCopy
 from phloem.memory.ledger.check import check_ledger
 from phloem.memory.ledger.eviction import EvictionPolicy, LruEviction
 from phloem.memory.ledger.holding import Holding
+from phloem.memory.ledger.journal import Journal
 from phloem.memory.ledger.keys import BYTES_PER_TOKEN, encode_tokens
 from phloem.memory.ledger.radix import NO_PAGE, Node, RadixIndex, Walk
 
@@ -78,6 +79,7 @@ class Ledger:
         self._holdings: dict[int, Holding] = {}
         self._prefix_leases: dict[int, PrefixLease] = {}
         self._copies: list[PageCopy] = []  # unsettled; their sources are leased
+        self._journal: Journal | None = None  # only while somebody follows
         self._num_opened = 0
         self._num_cached = 0
         self._num_hit_tokens = 0
@@ -186,6 +188,23 @@ class Ledger:
         del self._prefix_leases[lease.serial]
         for page in reversed(lease.pages):
             self._release(page)
+
+    # -- for those who keep a copy of the index elsewhere
+
+    def follow(self) -> None:
+        """Keep a journal from now on; the first `take_changes` has every whole page there is."""
+        self._journal = Journal(node for node in self._index.nodes() if self._index.is_whole(node))
+        self._index.follow(self._journal)
+
+    def unfollow(self) -> None:
+        """Keep none."""
+        self._journal = None
+        self._index.follow(None)
+
+    def take_changes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Digests (core.digest) of whole pages that were inserted and evicted since the last time; none without a
+        journal."""
+        return ((), ()) if self._journal is None else self._journal.take()
 
     # -- leases
 

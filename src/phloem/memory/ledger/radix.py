@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from phloem.memory.ledger.keys import BYTES_PER_TOKEN, common_tokens
 
@@ -45,11 +45,19 @@ class Walk(NamedTuple):
     num_partial: int
 
 
+class Follower(Protocol):
+    """Told of every whole page that comes and goes."""
+
+    def insert(self, node: Node) -> None: ...
+    def remove(self, node: Node) -> None: ...
+
+
 class RadixIndex:
     """Namespaces of page trees. Knows tokens and page numbers; nothing of leases."""
 
     def __init__(self, *, page_size: int) -> None:
         self._bytes_per_page = page_size * BYTES_PER_TOKEN
+        self._follower: Follower | None = None
         self._roots: dict[str, Node] = {}
         self.num_nodes = 0
 
@@ -94,6 +102,8 @@ class RadixIndex:
         parent.children[key] = node
         insort(parent.order, key)
         self.num_nodes += 1
+        if self._follower is not None and self.is_whole(node):
+            self._follower.insert(node)
         return node
 
     def remove(self, node: Node) -> None:
@@ -101,12 +111,22 @@ class RadixIndex:
         parent = node.parent
         assert parent is not None, "the node has left the index already"
         assert not node.children, "only a leaf can be removed"
+        if self._follower is not None and self.is_whole(node):
+            self._follower.remove(node)
         del parent.children[node.key]
         del parent.order[bisect_left(parent.order, node.key)]
         node.parent = None
         self.num_nodes -= 1
         if parent.page == NO_PAGE and not parent.children:
             del self._roots[parent.namespace]
+
+    def follow(self, follower: Follower | None) -> None:
+        """Tell this one of changes from now on, instead of whoever was told before."""
+        self._follower = follower
+
+    def is_whole(self, node: Node) -> bool:
+        """Whether the node is a full page, which others may continue."""
+        return len(node.key) == self._bytes_per_page
 
     def nodes(self) -> Iterator[Node]:
         """Every node, parents before children."""

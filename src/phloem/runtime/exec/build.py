@@ -35,6 +35,7 @@ from phloem.runtime.exec.warm import begin_device
 from phloem.runtime.exec.worker import Worker
 from phloem.runtime.grammar.grammars import Grammars, no_vocabulary
 from phloem.runtime.grammar.vocabulary import Vocabulary
+from phloem.runtime.handover.pages import PageBytes
 
 ON_CPU, ON_GPU = StepBounds(64, 1024), StepBounds(256, 8192)
 """What is asked of a device unless the caller says. A GPU's products take the same time for 1 and for 256 rows."""
@@ -173,7 +174,21 @@ def _build_on_cpu(
         grammars=grammars,
     )
     options = f"{target.description} {page_size} {budget.num_pages} {bounds}"
-    return replace(made, as_rank=worker, fingerprint=fingerprint(definition.checkpoint, options=options))
+    layout = f"{type(target).__name__} {target.activation} {quantize}"
+    return replace(
+        made,
+        as_rank=worker,
+        fingerprint=fingerprint(definition.checkpoint, options=options),
+        page_bytes=_page_bytes(pool, definition, layout) if company.place.mesh.size == 1 else None,
+    )
+
+
+def _page_bytes(pool: KvPool, definition: ModelDefinition, layout: str) -> PageBytes:
+    """The pool's bytes where they lie. What computes them lays them out, so it is part of the fingerprint."""
+    layers = [layer.view(torch.uint8).numpy() for layer in pool.layers]
+    options = f"pages of {pool.page_size}, {layout}"
+    mark = fingerprint(definition.checkpoint, options=options)
+    return PageBytes(layers, page_size=pool.page_size, fingerprint=mark)
 
 
 def _pool(step: StepGraph, num_pages: int, *, page_size: int, dtype: torch.dtype) -> KvPool:

@@ -11,6 +11,7 @@ from phloem.memory.budget import PageBudget
 from phloem.models.definition import ModelDefinition
 from phloem.runtime.exec.group import RankWorker
 from phloem.runtime.grammar.grammars import Grammars
+from phloem.runtime.handover.pages import PageBytes
 from phloem.runtime.loop import Worker as AnyWorker
 
 Report = Callable[[str, float], None]
@@ -34,7 +35,7 @@ class BuiltWorker:
     """A worker and what the scheduler and the front end must know of it. `memory` is the pool's arithmetic in words,
     `backend` what runs the model, `overlap_depth` how many steps may be planned ahead, `grammars` what compiles the
     constraints of its rows. `fingerprint` is what all ranks of a replica must have in common, `as_rank` the worker as
-    one of them, where it can be one."""
+    one of them, where it can be one. `page_bytes` are its pages for other replicas, where these can be sent."""
 
     worker: AnyWorker
     num_pages: int
@@ -49,6 +50,7 @@ class BuiltWorker:
     grammars: Grammars
     fingerprint: str = ""
     as_rank: RankWorker | None = None
+    page_bytes: PageBytes | None = None
 
 
 def built(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+from phloem.core.digest import shared_namespace
 from phloem.core.errors import CallerError, ContextLengthExceeded, InvalidRequest
 from phloem.core.wire import Submit
 from phloem.memory.ledger.keys import encode_tokens
@@ -46,13 +47,17 @@ class Intake:
             return ContextLengthExceeded(f"the prompt has {len(prompt)} tokens; {allowed}", field="prompt")
         return None
 
+    def shared_namespace(self, namespace: str) -> str:
+        """Where requests of one namespace find each other's prefixes."""
+        return shared_namespace(namespace)
+
     def accept(self, submit: Submit, now_s: float) -> Request:
         """A request with one sequence a choice. Without the prefix cache each request is a namespace of its own: its
         choices still share."""
         serial, self._num_requests = self._num_requests, self._num_requests + 1
         request = Request(submit, arrived_s=now_s)
         key = encode_tokens(submit.prompt)
-        namespace = f"cache:{submit.namespace}" if self._prefix_cache else f"request:{serial}"
+        namespace = self.shared_namespace(submit.namespace) if self._prefix_cache else f"request:{serial}"
         for choice in range(submit.sampling.n):
             seed = sequence_seed(
                 request_seed=submit.sampling.seed, engine_seed=self._seed, request_serial=serial, choice=choice

@@ -42,6 +42,11 @@ class PrefixLeases:
         """Pages with at least one prefix lease."""
         return len(self._pages)
 
+    @property
+    def pages(self) -> set[int]:
+        """Those pages."""
+        return set(self._pages)
+
     def take(self, name: str, tokens: Sequence[int], *, namespace: str, priority: int) -> None:
         """Lease what is cached of `tokens` under `name`, if that is more than it has now and the share allows it."""
         entry = self._entries.get(name)

@@ -12,6 +12,7 @@ from phloem.runtime.sched.estimate import OutputEstimate
 from phloem.runtime.sched.groups import MIN_SHARED_PAGES, SharedPrefixes
 from phloem.runtime.sched.leases import PrefixLeases
 from phloem.runtime.sched.sequence import Sequence
+from phloem.runtime.sched.transfers import PageTransfers
 
 
 class Residents:
@@ -25,6 +26,7 @@ class Residents:
         self._ended_rows: list[int] = []
         self._shared = SharedPrefixes()
         self.leases = PrefixLeases(ledger)
+        self.transfers = PageTransfers(ledger)
         self.running: dict[int, Sequence] = {}  # by sequence id, in the order they started
 
     # -- asking

@@ -13,9 +13,28 @@ from __future__ import annotations
 from phloem.core.errors import InvalidRequest, Overloaded, RequestAborted, RequestFailed
 from phloem.core.plan import StepPlan
 from phloem.core.result import StepResult
-from phloem.core.wire import Abort, Command, Event, Failed, Finished, Release, Shutdown, Stats, Stop, Submit, Tokens
+from phloem.core.wire import (
+    Abort,
+    Command,
+    Computed,
+    Event,
+    Failed,
+    Finished,
+    Received,
+    Release,
+    Reserve,
+    Reserved,
+    Sent,
+    Shutdown,
+    Stats,
+    Stop,
+    Submit,
+    Tokens,
+    WatchCache,
+)
 from phloem.memory.ledger.keys import encode_tokens
 from phloem.memory.ledger.ledger import Ledger
+from phloem.runtime.sched.cache_watch import CacheWatch
 from phloem.runtime.sched.counters import Counters
 from phloem.runtime.sched.draft import Draft
 from phloem.runtime.sched.estimate import OutputEstimate
@@ -48,6 +67,7 @@ class Scheduler:
         self._num_micro_batches = num_micro_batches
         # never more rows than a step has tokens: all that decode advance in every step
         self._residents = Residents(ledger=ledger, max_rows=min(max_rows, max_step_tokens))
+        self._cache_watch = CacheWatch(ledger)
         self._waiting = WaitingQueue(policy)
         self._requests: dict[str, Request] = {}
         self._estimate = OutputEstimate()
@@ -65,12 +85,20 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a plan could have anything in it, now or when plans in flight are committed."""
-        return bool(self._requests) or self._residents.has_ended_rows or self._residents.are_leaving
+        return self._has_requests or self._residents.has_ended_rows or self._residents.are_leaving
+
+    @property
+    def _has_requests(self) -> bool:
+        """Whether any is open and could move: when nothing runs and the first finds no room for pages in transfer, the
+        end of a transfer is what it waits for."""
+        if not self._is_blocked or self._residents.running or not self._residents.transfers.are_open:
+            return bool(self._requests)
+        return False
 
     @property
     def is_drained(self) -> bool:
         """Whether shutdown was asked for and nothing is left to do."""
-        return self._is_shutting_down and not self.has_work
+        return self._is_shutting_down and not self._requests and not self.has_work
 
     def stats(self, now_s: float) -> Stats:
         """Counters since start, gauges of now."""
@@ -82,7 +110,8 @@ class Scheduler:
         """AssertionError if the ledger's books do not balance, or pages are leased though nothing is open."""
         self._ledger.check()
         if not self.has_work:
-            assert self._ledger.stats().num_leased == self._residents.leases.num_pages, "idle, but pages are leased"
+            claimed = self._residents.leases.pages | self._residents.transfers.pages
+            assert self._ledger.stats().num_leased == len(claimed), "idle, but pages are leased"
 
     # -- admit
 
@@ -98,8 +127,34 @@ class Scheduler:
                 return self._fail(request_id, RequestAborted.code, "aborted by the caller")
             case Release(leases):
                 return self._residents.leases.release(leases)
+            case WatchCache(on):
+                return self._cache_watch.turn(on)
+            case Reserve():
+                return self._reserve(command)
+            case Received(name, num_pages):
+                return self._receive(name, num_pages)
+            case Sent(request_id):
+                self._residents.transfers.unpin(request_id)
+                return []
             case Shutdown(drain):
                 return self._shutdown(drain=drain)
+
+    def _reserve(self, command: Reserve) -> list[Event]:
+        """Pages for a prompt that another replica computes, if there are some to spare."""
+        first, pages = self._residents.transfers.reserve(
+            command.name,
+            command.tokens,
+            namespace=self._intake.shared_namespace(command.namespace),
+            num_spare=self._residents.spare_pages(self._estimate),
+        )
+        return [Reserved(command.name, first, pages)]
+
+    def _receive(self, name: str, num_pages: int) -> list[Event]:
+        """What arrived is leased until its request has found it."""
+        tokens, namespace = self._residents.transfers.receive(name, num_pages)
+        if num_pages:
+            self._residents.leases.take(name, tokens, namespace=namespace, priority=0)
+        return []
 
     def _submit(self, submit: Submit, now_s: float) -> list[Event]:
         name = submit.request_id
@@ -246,6 +301,8 @@ class Scheduler:
                 continue
             if sequence.num_computed >= sequence.publish_at:
                 residents.publish(sequence)
+                if sequence.request.submit.sends_pages:
+                    events += self._report_pages(sequence)
                 # those that waited for this prompt need few pages now
                 self._is_blocked &= sequence.num_computed != sequence.num_prompt
             new_prompt = (
@@ -263,7 +320,14 @@ class Scheduler:
                 self._release_if_unleased(sequence)
         if plan.rows:
             self._counters.computed(sum(plan.num_tokens), result.elapsed_s)
-        return events
+        return events + self._cache_watch.changes()
+
+    def _report_pages(self, sequence: Sequence) -> list[Event]:
+        """Whole pages of its prompt are computed, and kept until they are sent."""
+        name, num_whole = sequence.request.submit.request_id, sequence.num_computed // self._ledger.page_size
+        tokens = sequence.tokens[: num_whole * self._ledger.page_size]
+        pages = self._residents.transfers.pin(name, tokens, namespace=sequence.namespace)
+        return [Computed(name, pages)] if pages else []
 
     def fail(self, plan: StepPlan, message: str) -> list[Event]:
         """A submitted plan has no result: every request with a row in it fails, the others go on."""

@@ -18,6 +18,7 @@ from phloem.core.errors import PhloemError
 from phloem.serve.client import EngineClient
 from phloem.serve.http import openapi
 from phloem.serve.http.admission import Admission
+from phloem.serve.http.cache_events import CacheEvents
 from phloem.serve.http.endpoints import GenerationEndpoint, InfoEndpoints, TextEndpoint
 from phloem.serve.http.errors import json_response, on_defect, on_http_error, on_phloem_error
 from phloem.serve.http.frame import Frame
@@ -78,6 +79,7 @@ def create_app(
             ),
             *_text_routes(backend, limits=limits),
             *_info_routes(InfoEndpoints(backend=backend, admission=admission, metrics=metrics)),
+            Route("/cache/events", CacheEvents(client=client, admission=admission), methods=["GET"]),
             *_documentation_routes(model_name),
         ],
         middleware=[
@@ -151,6 +153,7 @@ def _info_routes(info: InfoEndpoints) -> list[Route]:
         Route("/v1/models/{model:path}", info.model),
         Route("/health", info.health),
         Route("/ready", info.ready),
+        Route("/transfer", info.transfer),
         Route("/metrics", info.metrics),
     ]
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -23,6 +24,8 @@ from phloem.serve.openai.generation import Generation
 from phloem.serve.openai.parse import parse_body
 from phloem.serve.openai.responses import ModelCard, ModelList
 
+KV_FROM = "x-phloem-kv-from"
+"""Header: host:port of the prefill replica that computes this request's prompt; a router sets it."""
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
 
@@ -107,6 +110,10 @@ class GenerationEndpoint(Generic[R]):
         """Returns the error that ended a stream early; raises one that came before the first byte."""
         answer = await self._prepare(request, request_id=request_id, backend=self._backend, observer=observer)
         observer.accepted(num_prompt_tokens=sum(len(one.submit.prompt) for one in answer.generations))
+        if (address := Headers(scope=scope).get(KV_FROM)) is not None:
+            self._backend.check_decodes(address)
+            for generation in answer.generations:
+                generation.compute_prompt_at(address)
         if answer.is_stream:
             return await send_events(answer.chunks(), send)
         await json_response(await answer.whole())(scope, _no_receive, send)
@@ -179,6 +186,12 @@ class InfoEndpoints:
         latest = client.stats() or client.engine
         is_warm = latest is None or latest.is_warm
         return json_response({"status": "ready", "steps": "warm" if is_warm else "eager"})
+
+    async def transfer(self, _: Request) -> Response:
+        """GET /transfer: what a router must know to pair replicas; 503 before the engine is ready."""
+        if (engine := self._backend.client.engine) is None:
+            return json_response({"status": "starting"}, status=503)
+        return json_response({"role": engine.role, "address": engine.kv_address, "fingerprint": engine.kv_fingerprint})
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics: Prometheus text."""

@@ -18,7 +18,7 @@ from phloem.serve.openai.errors import error_body
 T = TypeVar("T")
 
 BODY_TIMEOUT_S = 60.0
-_EVENT_STREAM = [
+EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back
@@ -88,7 +88,7 @@ async def send_events(chunks: AsyncGenerator[msgspec.Struct, None], send: Send) 
             async for chunk in chunks:
                 if not has_started:
                     has_started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": list(_EVENT_STREAM)})
+                    await send({"type": "http.response.start", "status": 200, "headers": list(EVENT_STREAM)})
                 await _send_event(send, encode(chunk))
         except PhloemError as error:
             if not has_started:

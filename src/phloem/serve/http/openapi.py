@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from phloem.core.wire import CacheChange
 from phloem.lang.events import ProgramResult
 from phloem.serve.openai import requests, responses
 from phloem.serve.openai.errors import ErrorBody
@@ -96,8 +97,10 @@ def _operations(model_name: str) -> list[_Operation]:
             answer=responses.DetokenizeResponse,
             example={"tokens": [1, 2, 3]},
         ),
+        _Operation("get", "/cache/events", "What the prefix cache holds, and its changes", chunk=CacheChange),
         _Operation("get", "/health", "200 while the engine lives"),
         _Operation("get", "/ready", "200 while requests are answered"),
+        _Operation("get", "/transfer", "Where other replicas fetch pages of the KV cache"),
         _Operation("get", "/metrics", "Prometheus metrics"),
     ]
 

@@ -51,6 +51,18 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
             raise UnknownModel(message, field="model")
         return self.model_name
 
+    def check_decodes(self, address: str) -> None:
+        """Raises InvalidRequest where this replica takes no pages from others, or `address` is none."""
+        engine = self.client.engine
+        if engine is None or engine.role != "decode":
+            raise InvalidRequest(
+                "x-phloem-kv-from: only a server with --role decode takes it", field="x-phloem-kv-from"
+            )
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            message = f"x-phloem-kv-from: {address[:100]!r} is not host:port"
+            raise InvalidRequest(message, field="x-phloem-kv-from")
+
     async def check_constraint(
         self, sampling: SamplingParams, fields: ConstraintFields, *, field: str = "tools"
     ) -> None:

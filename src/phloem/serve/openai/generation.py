@@ -112,6 +112,10 @@ class Generation:
             for choice in range(sampling.n)
         ]
 
+    def compute_prompt_at(self, address: str) -> None:
+        """Let the replica at `address` (host:port) compute the prompt."""
+        self.submit = msgspec.structs.replace(self.submit, kv_from=address)
+
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Until every choice is finished. Raises what the engine failed with. Closing it aborts the request."""
         async with aclosing(self._client.generate(self.submit)) as events:

@@ -1,0 +1,1 @@
+"""KV pages between replicas: messages, links, and what carries the bytes."""

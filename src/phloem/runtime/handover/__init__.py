@@ -1,0 +1,1 @@
+"""A prompt computed by one replica and continued by another."""
