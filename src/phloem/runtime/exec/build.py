@@ -160,19 +160,20 @@ def _build_on_cpu(
     )
     made = built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth, grammars=grammars)
     options = f"{target.description} {page_size} {budget.num_pages} {max_running} {max_step_tokens}"
-    layout = f"{type(target).__name__} {target.activation} {quantize}"
     return replace(
         made,
         as_rank=worker,
         fingerprint=fingerprint(definition.checkpoint, options=options),
-        page_bytes=_page_bytes(pool, definition, layout) if place.mesh.size == 1 else None,
+        page_bytes=_page_bytes(pool, definition, f"{type(target).__name__} {quantize}")
+        if place.mesh.size == 1
+        else None,
     )
 
 
 def _page_bytes(pool: KvPool, definition: ModelDefinition, layout: str) -> PageBytes:
     """The pool's bytes where they lie. What computes them lays them out, so it is part of the fingerprint."""
     layers = [layer.view(torch.uint8).numpy() for layer in pool.layers]
-    options = f"pages of {pool.page_size}, {layout}"
+    options = f"pages of {pool.page_size}, {pool.layers[0].dtype}, {layout}"
     mark = fingerprint(definition.checkpoint, options=options)
     return PageBytes(layers, page_size=pool.page_size, fingerprint=mark)
 
