@@ -160,13 +160,25 @@ def _build_on_cpu(
     )
     made = built(worker, definition, budget, backend=target.description, overlap_depth=overlap_depth, grammars=grammars)
     options = f"{target.description} {page_size} {budget.num_pages} {max_running} {max_step_tokens}"
+    return _with_others(made, worker, pool, definition, place, options=options, layout=f"{type(target)} {quantize}")
+
+
+def _with_others(
+    made: BuiltWorker,
+    worker: Worker,
+    pool: KvPool,
+    definition: ModelDefinition,
+    place: Place,
+    *,
+    options: str,
+    layout: str,
+) -> BuiltWorker:
+    """With what it is to other ranks of its replica, and to other replicas."""
     return replace(
         made,
         as_rank=worker,
         fingerprint=fingerprint(definition.checkpoint, options=options),
-        page_bytes=_page_bytes(pool, definition, f"{type(target).__name__} {quantize}")
-        if place.mesh.size == 1
-        else None,
+        page_bytes=_page_bytes(pool, definition, layout) if place.mesh.size == 1 else None,
     )
 
 
