@@ -164,15 +164,8 @@ def _build_on_cpu(
         is_alone=company.place.mesh.size == 1,
         close_comm=comm.close,
     )
-    made = built(
-        worker,
-        definition,
-        budget,
-        bounds=bounds,
-        backend=target.description,
-        overlap_depth=overlap_depth,
-        grammars=grammars,
-    )
+    made = built(worker, definition, budget, bounds=bounds, backend=target.description,
+                 overlap_depth=overlap_depth, grammars=grammars)  # fmt: skip
     options = f"{target.description} {page_size} {budget.num_pages} {bounds}"
     layout = f"{type(target).__name__} {target.activation} {quantize}"
     return replace(
@@ -186,7 +179,7 @@ def _build_on_cpu(
 def _page_bytes(pool: KvPool, definition: ModelDefinition, layout: str) -> PageBytes:
     """The pool's bytes where they lie. What computes them lays them out, so it is part of the fingerprint."""
     layers = [layer.view(torch.uint8).numpy() for layer in pool.layers]
-    options = f"pages of {pool.page_size}, {layout}"
+    options = f"pages of {pool.page_size}, {pool.layers[0].dtype}, {layout}"
     mark = fingerprint(definition.checkpoint, options=options)
     return PageBytes(layers, page_size=pool.page_size, fingerprint=mark)
 

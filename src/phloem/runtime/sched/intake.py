@@ -47,17 +47,13 @@ class Intake:
             return ContextLengthExceeded(f"the prompt has {len(prompt)} tokens; {allowed}", field="prompt")
         return None
 
-    def shared_namespace(self, namespace: str) -> str:
-        """Where requests of one namespace find each other's prefixes."""
-        return shared_namespace(namespace)
-
     def accept(self, submit: Submit, now_s: float) -> Request:
         """A request with one sequence a choice. Without the prefix cache each request is a namespace of its own: its
         choices still share."""
         serial, self._num_requests = self._num_requests, self._num_requests + 1
         request = Request(submit, arrived_s=now_s)
         key = encode_tokens(submit.prompt)
-        namespace = self.shared_namespace(submit.namespace) if self._prefix_cache else f"request:{serial}"
+        namespace = shared_namespace(submit.namespace) if self._prefix_cache else f"request:{serial}"
         for choice in range(submit.sampling.n):
             seed = sequence_seed(
                 request_seed=submit.sampling.seed, engine_seed=self._seed, request_serial=serial, choice=choice

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from phloem.core.plan import PageCopy, RowStart, SharedPrefix
+from phloem.core.wire import Event
 from phloem.memory.ledger.ledger import NO_MATCH, Ledger, Match
 from phloem.runtime.sched.draft import Draft
 from phloem.runtime.sched.estimate import OutputEstimate
@@ -26,7 +27,7 @@ class Residents:
         self._ended_rows: list[int] = []
         self._shared = SharedPrefixes()
         self.leases = PrefixLeases(ledger)
-        self.transfers = PageTransfers(ledger)
+        self.transfers = PageTransfers(ledger, leases=self.leases)
         self.running: dict[int, Sequence] = {}  # by sequence id, in the order they started
 
     # -- asking
@@ -53,6 +54,16 @@ class Residents:
     def are_leaving(self) -> bool:
         """Whether rows and pages are about to be given back, when the plans in flight are committed."""
         return len(self._rows) - len(self._free_rows) > len(self.running)
+
+    @property
+    def await_transfers(self) -> bool:
+        """Whether nothing runs, and pages that others wait for are in transfer."""
+        return not self.running and self.transfers.are_open
+
+    @property
+    def claimed_pages(self) -> set[int]:
+        """Pages that are leased though no sequence holds them."""
+        return self.leases.pages | self.transfers.pages
 
     def computing_prompts(self) -> list[Sequence]:
         """Running sequences whose prompts are not yet computed to the end."""
@@ -106,6 +117,27 @@ class Residents:
         draft.compute(row, num_tokens, sequence.schedule(num_tokens))
         return sequence.request.start(holding.num_hit_tokens)
 
+    def extend_all(
+        self, draft: Draft, *, standing: Callable[[Sequence], tuple[float, ...]], num_shares: int
+    ) -> Sequence | None:
+        """One token for each that decodes, in a pipeline for one of `num_shares` parts of them, then chunks by
+        `standing` for those that have more to compute. Returns the first that found no page."""
+        short: Sequence | None = None
+        behind = []
+        extend = self.extend
+        share = -(-len(self.running) // num_shares)
+        for sequence in self.running.values():
+            num_tokens = sequence.num_to_plan
+            if num_tokens > 1:
+                behind.append(sequence)
+            elif num_tokens == 1 and len(draft.rows) < share and not extend(sequence, 1, draft):
+                short = short or sequence
+        for sequence in sorted(behind, key=standing):
+            num_tokens = min(sequence.num_to_plan, draft.budget)
+            if num_tokens and not extend(sequence, num_tokens, draft):
+                short = short or sequence
+        return short
+
     def extend(self, sequence: Sequence, num_tokens: int, draft: Draft) -> bool:
         """Compute up to `num_tokens` more of its known tokens, as far as pages go; False if no page is left for any."""
         holding = sequence.holding
@@ -121,14 +153,16 @@ class Residents:
             draft.compute(sequence.row, num_tokens, sequence.schedule(num_tokens))
         return num_tokens > 0
 
-    def publish(self, sequence: Sequence) -> None:
-        """Share what it has computed: whole pages, and the end of its prompt for those that go on from there."""
+    def publish(self, sequence: Sequence) -> list[Event]:
+        """Share what it has computed: whole pages, and the end of its prompt for those that go on from there. Events
+        tell who sends its pages elsewhere."""
         assert sequence.holding is not None
         num_computed = sequence.num_computed
         self._ledger.publish(
             sequence.holding, sequence.tokens, num_computed, partial=num_computed == sequence.num_prompt
         )
         sequence.published(page_size=self._ledger.page_size)
+        return self.transfers.report(sequence) if sequence.request.submit.sends_pages else []
 
     def lease_prefixes(self, sequence: Sequence) -> None:
         """Its request is complete: what it is to leave leased is claimed before its own pages go."""

@@ -16,14 +16,12 @@ from phloem.core.result import StepResult
 from phloem.core.wire import (
     Abort,
     Command,
-    Computed,
     Event,
     Failed,
     Finished,
     Received,
     Release,
     Reserve,
-    Reserved,
     Sent,
     Shutdown,
     Stats,
@@ -85,15 +83,8 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a plan could have anything in it, now or when plans in flight are committed."""
-        return self._has_requests or self._residents.has_ended_rows or self._residents.are_leaving
-
-    @property
-    def _has_requests(self) -> bool:
-        """Whether any is open and could move: when nothing runs and the first finds no room for pages in transfer, the
-        end of a transfer is what it waits for."""
-        if not self._is_blocked or self._residents.running or not self._residents.transfers.are_open:
-            return bool(self._requests)
-        return False
+        can_move = not (self._is_blocked and self._residents.await_transfers)  # until one of these ends
+        return (bool(self._requests) and can_move) or self._residents.has_ended_rows or self._residents.are_leaving
 
     @property
     def is_drained(self) -> bool:
@@ -110,8 +101,7 @@ class Scheduler:
         """AssertionError if the ledger's books do not balance, or pages are leased though nothing is open."""
         self._ledger.check()
         if not self.has_work:
-            claimed = self._residents.leases.pages | self._residents.transfers.pages
-            assert self._ledger.stats().num_leased == len(claimed), "idle, but pages are leased"
+            assert self._ledger.stats().num_leased == len(self._residents.claimed_pages), "idle, but pages are leased"
 
     # -- admit
 
@@ -129,32 +119,10 @@ class Scheduler:
                 return self._residents.leases.release(leases)
             case WatchCache(on):
                 return self._cache_watch.turn(on)
-            case Reserve():
-                return self._reserve(command)
-            case Received(name, num_pages):
-                return self._receive(name, num_pages)
-            case Sent(request_id):
-                self._residents.transfers.unpin(request_id)
-                return []
+            case Reserve() | Received() | Sent():
+                return self._residents.transfers.admit(command, num_spare=self._residents.spare_pages(self._estimate))
             case Shutdown(drain):
                 return self._shutdown(drain=drain)
-
-    def _reserve(self, command: Reserve) -> list[Event]:
-        """Pages for a prompt that another replica computes, if there are some to spare."""
-        first, pages = self._residents.transfers.reserve(
-            command.name,
-            command.tokens,
-            namespace=self._intake.shared_namespace(command.namespace),
-            num_spare=self._residents.spare_pages(self._estimate),
-        )
-        return [Reserved(command.name, first, pages)]
-
-    def _receive(self, name: str, num_pages: int) -> list[Event]:
-        """What arrived is leased until its request has found it."""
-        tokens, namespace = self._residents.transfers.receive(name, num_pages)
-        if num_pages:
-            self._residents.leases.take(name, tokens, namespace=namespace, priority=0)
-        return []
 
     def _submit(self, submit: Submit, now_s: float) -> list[Event]:
         name = submit.request_id
@@ -191,7 +159,7 @@ class Scheduler:
     def plan(self, now_s: float) -> StepPlan:
         """Decide the next step. An empty plan (`is_empty`) is not to be submitted, nor committed."""
         draft = Draft(budget=self._max_step_tokens)
-        short = self._continue_running(draft)
+        short = self._residents.extend_all(draft, standing=self._standing, num_shares=self._num_micro_batches)
         if short is None:
             short = self._admit_waiting(draft)
         if short is not None:
@@ -204,25 +172,6 @@ class Scheduler:
         if not plan.is_empty:
             self._counters.planned()
         return plan
-
-    def _continue_running(self, draft: Draft) -> Sequence | None:
-        """One token for each that decodes (in a pipeline: for its share of them), then chunks for those that have more
-        to compute. Returns the first that found no page."""
-        short: Sequence | None = None
-        behind = []
-        extend = self._residents.extend
-        share = -(-len(self._residents.running) // self._num_micro_batches)
-        for sequence in self._residents.running.values():
-            num_tokens = sequence.num_to_plan
-            if num_tokens > 1:
-                behind.append(sequence)
-            elif num_tokens == 1 and len(draft.rows) < share and not extend(sequence, 1, draft):
-                short = short or sequence
-        for sequence in sorted(behind, key=self._standing):
-            num_tokens = min(sequence.num_to_plan, draft.budget)
-            if num_tokens and not extend(sequence, num_tokens, draft):
-                short = short or sequence
-        return short
 
     def _admit_waiting(self, draft: Draft) -> Sequence | None:
         """Start waiting sequences in the policy's order until rows, budget or pages run out. Returns the first that did
@@ -300,9 +249,7 @@ class Scheduler:
                 events += self._fail(sequence.request.submit.request_id, RequestFailed.code, failed[row])
                 continue
             if sequence.num_computed >= sequence.publish_at:
-                residents.publish(sequence)
-                if sequence.request.submit.sends_pages:
-                    events += self._report_pages(sequence)
+                events += residents.publish(sequence)
                 # those that waited for this prompt need few pages now
                 self._is_blocked &= sequence.num_computed != sequence.num_prompt
             new_prompt = (
@@ -321,13 +268,6 @@ class Scheduler:
         if plan.rows:
             self._counters.computed(sum(plan.num_tokens), result.elapsed_s)
         return events + self._cache_watch.changes()
-
-    def _report_pages(self, sequence: Sequence) -> list[Event]:
-        """Whole pages of its prompt are computed, and kept until they are sent."""
-        name, num_whole = sequence.request.submit.request_id, sequence.num_computed // self._ledger.page_size
-        tokens = sequence.tokens[: num_whole * self._ledger.page_size]
-        pages = self._residents.transfers.pin(name, tokens, namespace=sequence.namespace)
-        return [Computed(name, pages)] if pages else []
 
     def fail(self, plan: StepPlan, message: str) -> list[Event]:
         """A submitted plan has no result: every request with a row in it fails, the others go on."""

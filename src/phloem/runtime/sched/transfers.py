@@ -6,12 +6,16 @@ there are never more of them than a share of the pool, and each ends by a comman
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
+from phloem.core.digest import shared_namespace
+from phloem.core.wire import Computed, Event, Received, Reserve, Reserved, Sent
 from phloem.memory.ledger.holding import Holding
 from phloem.memory.ledger.keys import encode_tokens
 from phloem.memory.ledger.ledger import Ledger, PrefixLease
+from phloem.runtime.sched.leases import PrefixLeases
+from phloem.runtime.sched.sequence import Sequence
 
 MAX_SHARE = 0.5
 """Of all pages. What would be more is not transferred, but computed where it is needed."""
@@ -25,10 +29,11 @@ class _Arrival(NamedTuple):
 
 
 class PageTransfers:
-    """Changed by the residents, the ledger's only caller."""
+    """Changed by the scheduler's commands and the residents, the ledger's only caller."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, *, leases: PrefixLeases) -> None:
         self._ledger = ledger
+        self._leases = leases
         self._max_pages = int(ledger.num_pages * MAX_SHARE)
         self._arrivals: dict[str, _Arrival] = {}
         self._departures: dict[str, PrefixLease] = {}
@@ -43,6 +48,26 @@ class PageTransfers:
     def are_open(self) -> bool:
         """Whether any transfer holds pages."""
         return bool(self._arrivals or self._departures)
+
+    def admit(self, command: Reserve | Received | Sent, *, num_spare: int) -> list[Event]:
+        """Begin or end one; `num_spare` pages may be reserved."""
+        match command:
+            case Reserve(name, tokens, namespace):
+                shared = shared_namespace(namespace)
+                first, pages = self.reserve(name, tokens, namespace=shared, num_spare=num_spare)
+                return [Reserved(name, first, pages)]
+            case Received(name, num_pages):
+                self.receive(name, num_pages)
+            case Sent(request_id):
+                self.unpin(request_id)
+        return []
+
+    def report(self, sequence: Sequence) -> list[Event]:
+        """More whole pages of a prompt are computed: they are kept until they are sent."""
+        name, num_whole = sequence.request.submit.request_id, sequence.num_computed // self._ledger.page_size
+        tokens = sequence.tokens[: num_whole * self._ledger.page_size]
+        pages = self.pin(name, tokens, namespace=sequence.namespace)
+        return [Computed(name, pages)] if pages else []
 
     def reserve(
         self, name: str, tokens: tuple[int, ...], *, namespace: str, num_spare: int
@@ -63,16 +88,17 @@ class PageTransfers:
         self._arrivals[name] = _Arrival(holding, tokens, namespace, num_cached)
         return num_cached, pages
 
-    def receive(self, name: str, num_pages: int) -> tuple[tuple[int, ...], str]:
-        """The first `num_pages` reserved pages are filled: they are cached, the others free. Returns the tokens that
-        are cached now, from the prompt's first on, and their namespace."""
+    def receive(self, name: str, num_pages: int) -> None:
+        """The first `num_pages` reserved pages are filled: they are cached, the others free. What is
+        cached now stays leased under `name` until its request has found it."""
         arrival = self._arrivals.pop(name)
         tokens = arrival.tokens[: (arrival.first_page + num_pages) * self._ledger.page_size]
         self._ledger.publish(arrival.holding, tokens, len(tokens))
         self._ledger.close(arrival.holding)
-        return tokens, arrival.namespace
+        if num_pages:
+            self._leases.take(name, tokens, namespace=arrival.namespace, priority=0)
 
-    def pin(self, name: str, tokens: Sequence[int], *, namespace: str) -> tuple[int, ...]:
+    def pin(self, name: str, tokens: Seq[int], *, namespace: str) -> tuple[int, ...]:
         """Keep the pages of what is computed of a prompt until `unpin`; those pages, none where the share is spent."""
         match = self._ledger.match(encode_tokens(tokens), namespace=namespace, max_tokens=len(tokens))
         before = self._departures.pop(name, None)

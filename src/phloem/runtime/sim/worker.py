@@ -40,6 +40,10 @@ class SimulatedWorker:
         self.busy_s = 0.0
         self.num_computed_tokens = 0
 
+    def prepare(self) -> bool:
+        """There is nothing to prepare."""
+        return False
+
     def submit(self, plan: StepPlan) -> SimulatedHandle:
         """Start a step as soon as the first stage is free."""
         shape = self._rows.apply(plan)
