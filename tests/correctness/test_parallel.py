@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from phloem import LLM, ConfigError, SamplingParams
@@ -54,3 +55,20 @@ def test_experts_are_spread_over_the_ranks_of_a_layer() -> None:
     with pytest.raises(ConfigError, match="--ep 2 needs --tp 2") as error:
         LLM("dummy:qwen3moe-tiny", ep=2)
     assert error.value.field == "ep"
+
+
+def bfloat16_logprobs(**options: int) -> np.ndarray:
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    with LLM(dtype="bfloat16", max_model_len=1024, memory_gb=0.5, max_step_tokens=128, **options) as llm:
+        outputs = llm.generate(PROMPTS, params, progress=False)
+    return np.array([each.logprob for output in outputs for each in output.prompt_logprobs if each is not None])
+
+
+def test_bfloat16_on_ranks_stays_within_its_tolerance(default_model) -> None:
+    """Red if stages of a pipeline round what one process does not, or tensor ranks lose more than rounded partial
+    sums do (docs/parallelism.md)."""
+    alone = bfloat16_logprobs()
+    assert np.array_equal(bfloat16_logprobs(pp=2), alone)
+    error = np.abs(bfloat16_logprobs(tp=2) - alone)
+    assert error.mean() < 0.04
+    assert error.max() < 0.5

@@ -39,7 +39,8 @@ class NodeActor:
         """This machine's address, a port to serve at, and the first of three in a row to meet at."""
         import ray
 
-        host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        util: Any = ray.util  # typed or not, by whether ray is installed
+        host = str(util.get_node_ip_address())
         return host, _free_ports(host, 1), _free_ports(host, PORTS_OF_A_MEETING)
 
     def run(self, arguments: Sequence[str]) -> None:
