@@ -198,6 +198,32 @@ def test_a_replica_with_another_model_is_refused(replicas: list[Process]) -> Non
         other.close()
 
 
+def test_prefill_and_decode_replicas_are_paired() -> None:
+    """Red when the router does not name the prefill replica, no page comes from it, or its death costs a request."""
+    prefill, decode = replica("--role", "prefill"), replica("--role", "decode")
+    try:
+        with routed([prefill, decode]) as router:
+            roles = {one["url"]: one["role"] for one in httpx.get(f"{router.url}/replicas").json()["replicas"]}
+            assert roles == {prefill.url: "prefill", decode.url: "decode"}
+
+            def num_cached(prompt: str) -> int:
+                answer = httpx.post(f"{router.url}/v1/completions", json=body(prompt=prompt), timeout=30)
+                assert (answer.status_code, answer.headers["x-phloem-replica"]) == (200, decode.url)
+                return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+            assert num_cached(PROMPT) == (len(PROMPT) - 1) // 32 * 32, "an empty cache: all of it came from elsewhere"
+            handed_over = f'phloem:router_prompts_handed_over_total{{replica="{prefill.url}"}}'
+            assert f"{handed_over} 1.0\n" in httpx.get(f"{router.url}/metrics").text
+            prefill.kill()
+            num_cached("at once: " + PROMPT)  # named or not, and its engine may live a moment longer
+            wait_for(lambda: sorted(states(router)) == ["lost", "ready"])
+            assert num_cached("later: " + PROMPT) == 0
+            assert f"{handed_over} 3.0\n" not in httpx.get(f"{router.url}/metrics").text
+    finally:
+        decode.close()
+        prefill.close()
+
+
 def test_bad_options_are_named() -> None:
     """Red when a port that is taken, a bad address or an unknown policy is a traceback."""
 

@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
+import msgspec
+
 from phloem.core.digest import chain, shared_namespace
 from phloem.core.errors import ConfigError
 from phloem.parallel.cache_view import CacheView
@@ -64,6 +66,20 @@ class Load:
         return min(prompt.num_tokens, size * self.view.num_cached(prompt.digests(self.view.page_size)))
 
 
+class Offer(msgspec.Struct, frozen=True):
+    """What a replica says of itself (GET /transfer). One that says nothing is `mixed`."""
+
+    role: Literal["mixed", "prefill", "decode"] = "mixed"
+    address: str | None = None
+    fingerprint: str = ""
+    """Pages may go between replicas that have the same."""
+
+    def computes_for(self, other: Offer) -> bool:
+        """Whether `other` can fetch the pages of its prompts here."""
+        is_pair = self.role == "prefill" and other.role == "decode"
+        return is_pair and self.address is not None and self.fingerprint == other.fingerprint
+
+
 Policy = Callable[[Prompt, Sequence[Load]], Load]
 
 
@@ -113,21 +129,36 @@ class Assignment:
         self.num_cached = load.num_cached(prompt)
         self._digests = prompt.digests(load.view.page_size)
         self._prefill, self._decode = prompt.num_tokens - self.num_cached, prompt.max_tokens
+        self._prompt_load: Load | None = None
         load.view.expect(self._digests)
         load.num_requests += 1
         load.num_tokens += self._prefill + self._decode
 
+    def compute_prompt_at(self, load: Load) -> None:
+        """A prefill replica computes the prompt: until that is done, it counts there, too."""
+        self._prompt_load = load
+        load.num_requests += 1
+        load.num_tokens += self._prefill
+
     def answered(self) -> None:
         """The first token came: the prompt is computed."""
+        self._end_prompt()
         self.load.num_tokens -= self._prefill
         self._prefill = 0
 
     def end(self) -> None:
         """It is over, one way or another."""
         was_computed = self._prefill == 0 or self.num_cached > 0
+        self._end_prompt()
         self.load.num_requests -= 1
         self.load.num_tokens -= self._prefill + self._decode
         self.load.view.settle(self._digests, was_computed=was_computed)
+
+    def _end_prompt(self) -> None:
+        if (load := self._prompt_load) is not None:
+            load.num_requests -= 1
+            load.num_tokens -= self._prefill
+            self._prompt_load = None
 
 
 class Routing:

@@ -16,7 +16,7 @@ from phloem.core.clock import Clock
 from phloem.core.errors import Overloaded, PhloemError, RequestFailed
 from phloem.serve.http.admission import Admission
 from phloem.serve.http.errors import ClientGone, json_response
-from phloem.serve.http.exchange import read_json_body, send_events, until_disconnect
+from phloem.serve.http.exchange import KV_FROM, read_json_body, send_events, until_disconnect
 from phloem.serve.observe.metrics import CONTENT_TYPE, Metrics
 from phloem.serve.observe.requests import RequestObserver
 from phloem.serve.openai.backend import Backend
@@ -24,8 +24,6 @@ from phloem.serve.openai.generation import Generation
 from phloem.serve.openai.parse import parse_body
 from phloem.serve.openai.responses import ModelCard, ModelList
 
-KV_FROM = "x-phloem-kv-from"
-"""Header: host:port of the prefill replica that computes this request's prompt; a router sets it."""
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
 

@@ -17,6 +17,8 @@ from phloem.serve.openai.errors import error_body
 
 T = TypeVar("T")
 
+KV_FROM = "x-phloem-kv-from"
+"""Header: host:port of the prefill replica that computes this request's prompt; a router sets it."""
 BODY_TIMEOUT_S = 60.0
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

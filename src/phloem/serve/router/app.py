@@ -107,6 +107,7 @@ def _card(replica: Replica) -> dict[str, object]:
     load = replica.load
     return {
         "url": replica.address.url,
+        "role": replica.offer.role,
         "state": replica.state,
         "reason": replica.reason,
         "requests": load.num_requests,

@@ -20,7 +20,7 @@ import msgspec
 from phloem.core.clock import Clock
 from phloem.core.errors import ConfigError, InvalidRequest
 from phloem.parallel.cache_view import StaleView
-from phloem.parallel.replicas import Load
+from phloem.parallel.replicas import Load, Offer, Prompt, least_tokens
 from phloem.serve.http.cache_events import decode_change
 from phloem.serve.openai.responses import ModelList
 from phloem.serve.router.upstream import Address, Connection, Headers, Pool, UpstreamLost
@@ -38,6 +38,7 @@ FEED_TIMEOUT_S = 10.0
 DRAIN_POLL_S = 0.05
 
 _decode_models = msgspec.json.Decoder(ModelList).decode
+_decode_offer = msgspec.json.Decoder(Offer).decode
 
 
 class Breaker:
@@ -82,6 +83,7 @@ class Replica:
         self.address = address
         self.pool = Pool(address)
         self.load = Load(address.url)
+        self.offer = Offer()
         self.breaker = Breaker(clock)
         self.state: State = "joining"
         self.reason = ""
@@ -89,7 +91,7 @@ class Replica:
 
     @property
     def is_available(self) -> bool:
-        """Whether a new request may go there."""
+        """Whether it may be given work."""
         return self.state == "ready" and self.breaker.allows
 
 
@@ -103,8 +105,17 @@ class Fleet:
         self.replicas: dict[str, Replica] = {}
 
     def available(self) -> list[Replica]:
-        """Those that take requests."""
-        return [replica for replica in self.replicas.values() if replica.is_available]
+        """Those that take requests: prefill replicas get prompts from decode replicas only."""
+        return [one for one in self.replicas.values() if one.is_available and one.offer.role != "prefill"]
+
+    def prefill_for(self, replica: Replica, prompt: Prompt) -> Replica | None:
+        """The least loaded of those that can compute `prompt` for `replica`; None if it has to do it by itself."""
+        able = {
+            one.load.name: one
+            for one in self.replicas.values()
+            if one.is_available and one.offer.computes_for(replica.offer)
+        }
+        return able[least_tokens(prompt, [one.load for one in able.values()]).name] if able else None
 
     async def add(self, url: str) -> Replica:
         """Watch another replica; one that is not there yet joins when it is. InvalidRequest for a bad address, for one
@@ -171,7 +182,7 @@ class Fleet:
                     self.lost(replica, str(error) or f"no answer from /ready in {PROBE_TIMEOUT_S:g} s")
 
     async def _probe(self, replica: Replica) -> None:
-        """Ask whether it is ready, and before it (re)joins, for its model."""
+        """Ask whether it is ready, and before it (re)joins, for its model and its role."""
         status, _ = await self._get(replica, b"/ready")
         if replica.state == "draining":
             return
@@ -179,9 +190,23 @@ class Fleet:
             replica.state, replica.reason = "joining", "it says that it is not ready"
         elif replica.state != "ready":
             _, body = await self._get(replica, b"/v1/models")
+            replica.offer = await self._read_offer(replica)
             self._judge(replica, body)
 
+    async def _read_offer(self, replica: Replica) -> Offer:
+        """Its role. A server that knows no roles has none; one that fails to say is asked again (UpstreamLost)."""
+        status, body = await self._get(replica, b"/transfer")
+        if status >= 500:
+            raise UpstreamLost(f"/transfer says {status}")
+        try:
+            return _decode_offer(body) if status == 200 else Offer()
+        except msgspec.DecodeError as error:
+            log.warning("replica %s is taken for one without a role: its /transfer: %s", replica.address.url, error)
+            return Offer()
+
     def _judge(self, replica: Replica, body: bytes) -> None:
+        if replica.state == "draining":
+            return
         try:
             names = [card.id for card in _decode_models(body).data]
         except msgspec.DecodeError:

@@ -25,6 +25,9 @@ class RouterMetrics:
         self._retries = counter("retries", "Of those, requests that another replica did not answer.", "replica")
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens sent.", "replica")
         self._expected_hits = counter("expected_cached_tokens", "Of those, tokens expected to be cached.", "replica")
+        self._handovers = counter(
+            "prompts_handed_over", "Prompts to be computed there for a decode replica.", "replica"
+        )
         self._outcomes = counter("requests", "Requests by how they ended.", "outcome")
         self._registry.register(_Loads(loads))
 
@@ -35,6 +38,10 @@ class RouterMetrics:
         self._expected_hits.labels(replica).inc(num_cached)
         if is_retry:
             self._retries.labels(replica).inc()
+
+    def handed_over(self, replica: str) -> None:
+        """A request names this replica as the one that computes its prompt."""
+        self._handovers.labels(replica).inc()
 
     def outcome(self, name: str) -> None:
         """A request ended: answered, cut_off, refused, no_replica or client_gone."""
@@ -54,7 +61,7 @@ class _Loads(Collector):
         gauges = [
             GaugeMetricFamily(f"phloem:router_{name}", text, labels=["replica"])
             for name, text in (
-                ("replica_available", "Whether requests may go there."),
+                ("replica_available", "Whether it may be given work."),
                 ("replica_requests", "Requests in flight."),
                 ("replica_tokens", "Tokens in flight."),
                 ("replica_cached_pages", "Pages known to be cached."),

@@ -2,6 +2,7 @@
 
     nothing was sent to the client   any failure of the replica: once more, at another one
     a stream has begun               its failure ends it with a typed error event; whole events only, never half a one
+    a decode replica was chosen      a header names the prefill replica that computes the prompt, if one is well
 
 The bytes of a body are passed on as they are. A body that is no stream is collected before its first byte is sent, so
 that it can still be asked for elsewhere.
@@ -20,7 +21,7 @@ from phloem.core.errors import EngineDead, Overloaded, PhloemError
 from phloem.parallel.replicas import Assignment, Prompt, Routing
 from phloem.serve.http.admission import Admission
 from phloem.serve.http.errors import ClientGone
-from phloem.serve.http.exchange import read_json_body, until_disconnect
+from phloem.serve.http.exchange import KV_FROM, read_json_body, until_disconnect
 from phloem.serve.openai.errors import error_body
 from phloem.serve.router.fleet import Fleet, Replica
 from phloem.serve.router.metrics import RouterMetrics
@@ -29,11 +30,15 @@ from phloem.serve.router.upstream import Connection, UpstreamLost
 
 MAX_ATTEMPTS = 4
 SESSION_HEADER = "x-session-id"
+GENERATES = frozenset({"/v1/completions", "/v1/chat/completions"})
+"""Requests whose prompt another replica may compute."""
 ELSEWHERE = frozenset({502, 503, 504})
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"content-length", b"host",
      b"expect", b"proxy-authorization", b"proxy-connection"}
 )  # fmt: skip
+_NOT_FROM_CLIENTS = _HOP_BY_HOP | {KV_FROM.encode()}
+"""It makes a decode replica connect to where it says: only the router may."""
 
 
 class Unanswered(Exception):
@@ -86,7 +91,8 @@ class Proxy:
             self._metrics.sent(replica.load.name, is_retry=bool(tried), prompt=prompt, num_cached=assignment.num_cached)
             tried.append(replica)
             try:
-                return await self._attempt(replica, assignment, scope, body, send)
+                pairing = self._pair(replica, assignment, prompt) if scope["path"] in GENERATES else []
+                return await self._attempt(replica, assignment, scope, body, send, pairing)
             except Unanswered as error:
                 failure = error
             finally:
@@ -97,10 +103,27 @@ class Proxy:
         self._metrics.outcome("no_replica")
         raise Overloaded(f"no replica could answer ({failure}); try again later", retry_after_s=2)
 
-    async def _attempt(self, replica: Replica, assignment: Assignment, scope: Scope, body: bytes, send: Send) -> None:
+    def _pair(self, replica: Replica, assignment: Assignment, prompt: Prompt) -> list[tuple[bytes, bytes]]:
+        """Who computes the prompt, if not `replica`: counted there, and as the header that says so."""
+        prefill = self._fleet.prefill_for(replica, prompt)
+        if prefill is None or prefill.offer.address is None:
+            return []
+        assignment.compute_prompt_at(prefill.load)
+        self._metrics.handed_over(prefill.load.name)
+        return [(KV_FROM.encode(), prefill.offer.address.encode())]
+
+    async def _attempt(
+        self,
+        replica: Replica,
+        assignment: Assignment,
+        scope: Scope,
+        body: bytes,
+        send: Send,
+        pairing: list[tuple[bytes, bytes]],
+    ) -> None:
         """Raises Unanswered only if nothing was sent to the client."""
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-        headers = [(name, value) for name, value in scope["headers"] if name not in _HOP_BY_HOP]
+        headers = [(name, value) for name, value in scope["headers"] if name not in _NOT_FROM_CLIENTS] + pairing
         replica.breaker.sent()
         try:
             connection = await replica.pool.request(scope["method"], target, headers, body)
