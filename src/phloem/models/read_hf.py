@@ -58,6 +58,8 @@ def _experts(fields: Fields) -> dict[str, Any]:
             )
     else:
         return {}
+    if names[0] not in fields:  # transformers 5 writes either name for either family
+        names = ("num_local_experts" if names[0] == "num_experts" else "num_experts", *names[1:])
     num_experts, per_token, ffn = (fields.integer(name) for name in names)
     if per_token > num_experts:
         raise fields.error("num_experts_per_tok", f"is {per_token}, more than the {num_experts} experts there are")
