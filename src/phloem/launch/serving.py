@@ -66,6 +66,9 @@ class Serving:
                 await asyncio.wait({died, stopped}, return_when=asyncio.FIRST_COMPLETED)
             exit_code = await (self._after_death(died, stopped) if died.done() else self._drain(died))
             self._front.http.should_exit = True
+            await asyncio.to_thread(
+                self._front.constraints.close
+            )  # whoever waits for a verdict is answered, not cut off
             await http
             return exit_code
         finally:

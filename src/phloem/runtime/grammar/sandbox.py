@@ -84,7 +84,7 @@ class Sandbox:
             return future
 
     def close(self) -> None:
-        """End the process; trials under way end with it."""
+        """End the process; trials under way end with it. Closing twice is harmless."""
         self._is_closed = True
         if (warden := self._warden) is not None:
             warden.end()  # whatever the writer is telling it
@@ -124,8 +124,11 @@ class Sandbox:
     def _fail_all(self) -> None:
         with self._lock:
             futures, self._under_way = list(self._under_way.values()), {}
+        error: PhloemError = RequestFailed("the process that tries constraints ended; send the request again")
+        if self._is_closed:
+            error = Overloaded("the server is shutting down; send the request again")
         for future in futures:
-            future.set_exception(RequestFailed("the process that tries constraints ended; send the request again"))
+            future.set_exception(error)
 
 
 class WardenProcess:
