@@ -29,24 +29,6 @@ class Exchange(Protocol):
         """How many ranks the axis has, and which this one is."""
 
 
-class ExpertLoad:
-    """How many rows each expert was given: the dispatch statistics of one process, of the tokens it routed."""
-
-    def __init__(self) -> None:
-        self.rows: Tensor = torch.zeros(0, dtype=torch.int64)  # [E]
-
-    def count(self, experts: Tensor, num_experts: int) -> None:
-        """Add a step's choices."""
-        counted = torch.bincount(experts.reshape(-1), minlength=num_experts)
-        self.rows = counted if not self.rows.numel() else self.rows + counted
-
-    @property
-    def imbalance(self) -> float:
-        """The busiest expert's rows over the mean; 1.0 is even, 0.0 nothing yet."""
-        total = int(self.rows.sum()) if self.rows.numel() else 0
-        return float(self.rows.max()) * len(self.rows) / total if total else 0.0
-
-
 def exchange_experts(
     x_TD: Tensor,
     router_TE: Tensor,
@@ -57,7 +39,6 @@ def exchange_experts(
     axis: str,
     *,
     exchange: Exchange,
-    load: ExpertLoad,
 ) -> Tensor:
     """The op `moe_exchange` on one rank: x and router are the same everywhere, the weights are this rank's experts'."""
     size, index = exchange.size_and_index(axis)
@@ -66,7 +47,6 @@ def exchange_experts(
     mine = slice(shares[index].start, shares[index].stop)
     x, num_local = x_TD[mine], down.shape[0] // x_TD.shape[1]
     experts_Tk, weights_Tk = route(router_TE[mine], top_k, normalize)
-    load.count(experts_Tk, num_experts)
     owners = [even(num_experts, size, each) for each in range(size)]
     order_N = experts_Tk.reshape(-1).argsort(stable=True)  # by expert, so by owner
     expert_N, token_N = experts_Tk.reshape(-1)[order_N], order_N // top_k

@@ -19,7 +19,7 @@ from phloem.graph.compile import compile_graph
 from phloem.graph.ir import StepGraph
 from phloem.graph.lower import cuda
 from phloem.graph.lower.cpu import pick_target
-from phloem.graph.lower.expert_parallel import ExpertLoad, exchange_experts
+from phloem.graph.lower.expert_parallel import exchange_experts
 from phloem.graph.lower.program import Collectives
 from phloem.memory.budget import PageBudget, free_host_bytes, solve_pages
 from phloem.memory.pool.kv import KvPool
@@ -196,7 +196,7 @@ def _grammars(definition: ModelDefinition, tokenizer_json: Callable[[], str] | N
 
 def collectives(comm: Comm, activation: torch.dtype) -> Collectives:
     """The functions behind ops that need other ranks."""
-    exchange = partial(exchange_experts, exchange=comm, load=ExpertLoad())
+    exchange = partial(exchange_experts, exchange=comm)
     return {**comm.bound(activation), "moe_exchange": exchange}
 
 

@@ -58,12 +58,12 @@ MODELS = {
 CARDS = {
     "h200": Card(
         memory_bytes=141e9,
-        weight_bytes_per_s=4.6e12,  # measured: the floor of docs/gpu.md's single stream
+        weight_bytes_per_s=4.6e12,  # derived: the floor of docs/gpu.md's single stream
         kv_bytes_per_s=4.0e12,  # measured: decode attention at 256 rows
-        flops_per_s=650e12,  # measured: a prompt of 8,192, 14B, less its attention
+        flops_per_s=650e12,  # derived: a measured prompt of 8,192, 14B, less its attention
         attention_flops_per_s=440e12,  # measured: prompt attention at 4k to 8k
-        fixed_s=1.8e-3,  # measured: single stream less its floor, 14B
-        row_s=10e-6,  # fitted by eye to 6,227 tok/s at W1b: sampling and small ops of a row
+        fixed_s=1.8e-3,  # derived: an earlier single stream of 8.23 ms less its floor, 14B
+        row_s=10e-6,  # assumed: sampling and small ops of a row
         collective_s=12e-6,  # assumed
         link_bytes_per_s=350e9,  # assumed: NVLink 4, 450 GB/s a direction at most
         stage_bytes_per_s=40e9,  # assumed: one 400 Gbit/s port a card
