@@ -80,6 +80,10 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.as_uri()
 
 
+def read_in_order(page: Any) -> list[str]:
+    return [article.get_attribute("id") for article in page.locator("article").all()]
+
+
 def test_a_citation_opens_its_lines_with_what_surrounds_them(page: Any, address: str) -> None:
     """Red when a marker opens other lines than it names, or the whole file cannot be reached from there."""
     page.goto(address)
@@ -90,6 +94,37 @@ def test_a_citation_opens_its_lines_with_what_surrounds_them(page: Any, address:
     page.click("#drawer-open")
     page.wait_for_selector(".file .hit")
     assert page.locator(".file .hit").first.get_attribute("data-n") == "28"
+
+
+def test_moving_shows_the_question_before_the_key_or_the_click_is_over(page: Any, shipped: str) -> None:
+    """Red when a move waits for an event that comes later, so that what was open stays in sight for a moment."""
+    page.goto(shipped)
+    moved = """(move) => {
+        const shown = () => document.querySelector('article:not([hidden])').id + ' ' + location.hash;
+        if (move.length === 1) document.body.dispatchEvent(new KeyboardEvent('keydown', { key: move, bubbles: true }));
+        else [...document.querySelectorAll(move)].find((link) => link.offsetParent).click();
+        return shown();
+    }"""
+    ids = read_in_order(page)
+    assert page.evaluate(moved, "j") == f"{ids[1]} #{ids[1]}"
+    assert page.evaluate(moved, '[data-step="1"]') == f"{ids[2]} #{ids[2]}"
+    assert page.evaluate(moved, "k") == f"{ids[1]} #{ids[1]}"
+    assert page.evaluate(moved, f'#side a[href="#{ids[5]}"]') == f"{ids[5]} #{ids[5]}"
+
+
+def test_back_and_forward_follow_the_questions_read(page: Any, shipped: str) -> None:
+    """Red when the browser's back button changes the address and not the question, or an address names no question."""
+    page.goto(shipped)
+    first, second = read_in_order(page)[:2]
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.go_back()
+    playwright.expect(page.locator(SHOWN)).to_have_id(second)
+    page.go_back()
+    playwright.expect(page.locator(SHOWN)).to_have_id(first)
+    page.go_forward()
+    playwright.expect(page.locator(SHOWN)).to_have_id(second)
+    assert page.url.endswith(f"#{second}")
 
 
 def test_recall_mode_hides_and_a_key_reveals(page: Any, shipped: str) -> None:
@@ -135,6 +170,7 @@ def test_a_phone_never_scrolls_sideways(page: Any, shipped: str) -> None:
     page.goto(shipped)
     for question in load_bank(SHIPPED).questions:
         page.evaluate(f"location.hash = '{question.id}'")
+        playwright.expect(page.locator(SHOWN)).to_have_id(question.id)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, question.id
 
 

@@ -82,9 +82,11 @@ function startBank() {
   }
 
   // which question is shown
+  const aim = (hash) => hash.length > 1 ? document.getElementById(hash.slice(1)) : null;
   function show(article, focus = true) {
     if (!article) return;
     current = article;
+    if (aim(location.hash)?.closest("article") !== article) history.replaceState(null, "", `#${article.id}`); // the address names what is seen
     for (const each of articles) {
       each.hidden = each !== article;
       const link = entry(each);
@@ -104,7 +106,7 @@ function startBank() {
     markFound();
   }
   function follow() {
-    const target = location.hash.slice(1) && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const target = aim(location.hash);
     const article = target && target.closest("article");
     if (!article) return show(current && !entry(current).hidden ? current : shown()[0], false);
     show(article);
@@ -115,9 +117,14 @@ function startBank() {
       target.scrollIntoView();
     }
   }
+  // At once: what sets location.hash is followed a task later, and until then the question before it stays in sight.
+  function go(hash) {
+    if (hash !== location.hash) history.pushState(null, "", hash);
+    follow();
+  }
   const step = (by) => {
     const to = shown()[shown().indexOf(current) + by];
-    if (to) location.hash = to.id;
+    if (to) go(`#${to.id}`);
   };
 
   // filters and search
@@ -275,8 +282,10 @@ function startBank() {
   // what is clicked
   document.addEventListener("click", (event) => {
     const target = event.target, plain = !(event.ctrlKey || event.metaKey || event.shiftKey || event.button);
-    const citation = target.closest("a[data-cite]"), head = target.closest(".part h3 button"), chip = target.closest(".chips button");
+    const citation = target.closest("a[data-cite]"), inside = target.closest('a[href^="#"]');
+    const head = target.closest(".part h3 button"), chip = target.closest(".chips button");
     if (citation && plain && document.getElementById(citation.dataset.cite)) { event.preventDefault(); cite(citation.dataset.cite); }
+    else if (inside && plain && aim(inside.hash)?.closest("article")) { event.preventDefault(); go(inside.hash); }
     else if (head) reveal(head.closest(".part"), head.getAttribute("aria-expanded") !== "true");
     else if (chip) { chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true")); filter(); }
     else if (target.closest("[data-all]")) revealAll(target.closest("article"), target.closest("[data-all]").dataset.all === "show");
@@ -302,7 +311,7 @@ function startBank() {
     selection();
   });
   search.addEventListener("input", filter);
-  addEventListener("hashchange", follow);
+  addEventListener("hashchange", follow); // back, forward, an address typed
 
   // what is typed
   const keys = {
